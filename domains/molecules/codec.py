@@ -1,0 +1,130 @@
+"""What travels with molecular weights: vocabulary, properties with their units, size prior, decoding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sciLDM.autoencoders import Autoencoder, NoiseBottleneck
+from sciLDM.conditions import Category, Condition, Scalar
+from sciLDM.domain import Codec, Request, broadcast_labels
+from sciLDM.domains.molecules.autoencoder import MolecularGraphAE
+from sciLDM.domains.molecules.decode import decode_molecules
+from sciLDM.domains.molecules.samples import MoleculeSamples
+from sciLDM.domains.molecules.sizes import SizePrior
+from sciLDM.domains.molecules.vocabulary import Vocabulary
+from sciLDM.errors import ConfigError
+from sciLDM.rng import NoiseSource
+
+__all__ = ["AutoencoderSettings", "MoleculeCodec", "Property"]
+
+ATOMS = "atoms"
+"""The condition that carries the number of heavy atoms; always given."""
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """Size of the graph autoencoder."""
+
+    channels: int = 8
+    """Latent channels per atom: 8 for QM9-size molecules, 12 to 16 for drug-like ones."""
+    width: int = 96
+    """Model width."""
+    depth: int = 3
+    """Transformer layers in the encoder, and as many in the decoder."""
+    heads: int = 4
+    """Attention heads."""
+    noise: float = 0.6
+    """Largest noise the decoder is trained on; the code is bounded by 1."""
+    valence_weight: float = 0.1
+    """Weight of the penalty on expected valences above their cap."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """A number that molecules can be asked for.
+
+    Attributes:
+        name: Column or descriptor name.
+        descriptor: Whether RDKit can recompute it for a new molecule.
+        mean: Mean over the training split, in the property's own units.
+        std: Standard deviation likewise.
+        quantiles: 0, 5, 25, 50, 75, 95 and 100 % of the training split.
+    """
+
+    name: str
+    descriptor: bool
+    mean: float
+    std: float
+    quantiles: Sequence[float]
+
+
+@final
+class MoleculeCodec(Codec):
+    """Codec of a molecular model; built from plain JSON.
+
+    Args:
+        state: As `MoleculeCorpus.state`: vocabulary, properties, sizes, autoencoder settings, source.
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
+        self.vocabulary = Vocabulary.from_dict(state["vocabulary"])
+        self.properties = tuple(Property(**p) for p in state["properties"])
+        self.sizes = SizePrior.from_dict(state["sizes"])
+        self.settings = AutoencoderSettings(**state["autoencoder"])
+        self.shape = (self.vocabulary.max_atoms,)
+        scalars: list[Condition] = [
+            Scalar(p.name, dropout=state["dropout"], mean=p.mean, std=p.std) for p in self.properties
+        ]
+        self.conditions = (Category(ATOMS, dropout=0.0, classes=self.vocabulary.max_atoms + 1), *scalars)
+
+    def autoencoder(self) -> Autoencoder[Any, Any]:
+        options = asdict(self.settings)
+        noise = options.pop("noise")
+        return MolecularGraphAE(self.vocabulary, bottleneck=NoiseBottleneck(noise), **options)
+
+    def plan(self, count: int, wanted: Mapping[str, Any], noise: NoiseSource, ids: Sequence[int]) -> Request:
+        wanted = dict(wanted)
+        atoms = wanted.pop(ATOMS, None)
+        labels = broadcast_labels(wanted, count, [p.name for p in self.properties])
+        u = noise.uniform(ids, (1,), stream=ATOMS).squeeze(1).numpy()
+        if atoms is None:
+            sizes = self.sizes.draw({k: v.numpy() for k, v in labels.items()}, u)
+        else:
+            sizes = np.broadcast_to(np.asarray(atoms, dtype=np.int64), (count,))
+            if sizes.min() < 1 or sizes.max() > self.vocabulary.max_atoms:
+                raise ConfigError(
+                    f"atoms: expected 1 to {self.vocabulary.max_atoms} heavy atoms, got {sizes.min()} to {sizes.max()}"
+                )
+        counts = torch.as_tensor(sizes.copy(), dtype=torch.int64)
+        mask = torch.arange(self.shape[0])[None] < counts[:, None]
+        return Request(self.shape, {ATOMS: counts, **labels}, mask, frozenset({ATOMS}))
+
+    @torch.no_grad()
+    def decode(
+        self,
+        autoencoder: Autoencoder[Any, Any],
+        z: Float[Tensor, "batch channel *shape"],
+        request: Request,
+        *,
+        reference: Path | None = None,
+    ) -> MoleculeSamples:
+        assert request.mask is not None, "a molecular request always has a mask"
+        decoded = []
+        for start in range(0, len(z), 1024):
+            part = slice(start, start + 1024)
+            decoded += decode_molecules(autoencoder.decode(z[part], request.mask[part]), self.vocabulary)
+        requested = {k: v.numpy() for k, v in request.cond.items() if k != ATOMS}
+        return MoleculeSamples.build(
+            decoded,
+            requested,
+            descriptors=[p.name for p in self.properties if p.descriptor],
+            reference=reference,
+            source=self.state["source"],
+        )

@@ -1,0 +1,203 @@
+"""A prepared molecular data set: graphs, labels, splits, and what the codec needs of them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+from torch_geometric.data import Batch
+
+from sciLDM.domain import Corpus, Progress
+from sciLDM.domains.molecules import sources
+from sciLDM.domains.molecules.codec import ATOMS, AutoencoderSettings, Property
+from sciLDM.domains.molecules.descriptors import DESCRIPTORS, describe
+from sciLDM.domains.molecules.featurise import Featurised, featurise_cached
+from sciLDM.domains.molecules.reference import Reference
+from sciLDM.domains.molecules.sizes import SizePrior
+from sciLDM.domains.molecules.splits import split_by_smiles
+from sciLDM.errors import DataError
+
+__all__ = ["KNOWN_SOURCES", "MoleculeCorpus"]
+
+KNOWN_SOURCES = ("qm9", "moses", "zinc250k")
+"""Data sets that `data:` may name instead of a file."""
+
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@final
+class MoleculeCorpus(Corpus):
+    """Molecules of one table, merged by canonical SMILES and split by its hash.
+
+    Args:
+        table: Column `smiles` and numeric columns.
+        name: Of the source, for the card.
+        conditions: Columns or RDKit descriptors to condition on.
+        cache: Folder for featurised graphs.
+        autoencoder: Autoencoder settings, kept in the state.
+        dropout: Share of training samples whose label is dropped, per property.
+        fractions: Shares of training, validation and test.
+        salt: Another number gives another split.
+        largest_fragment: Keep the largest part of a salt instead of rejecting it.
+        max_molecules: Use only this many rows (for a quick look), or None.
+        workers: Processes for featurising.
+        progress: Told how far the work has come.
+
+    Raises:
+        DataError: Nothing usable, an unknown condition, or one without any value.
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        *,
+        name: str,
+        conditions: Sequence[str],
+        cache: Path,
+        autoencoder: AutoencoderSettings,
+        dropout: float,
+        fractions: tuple[float, float, float],
+        salt: int,
+        largest_fragment: bool,
+        max_molecules: int | None,
+        workers: int | None,
+        progress: Progress,
+    ) -> None:
+        if max_molecules is not None and len(table) > max_molecules:
+            table = table.sample(max_molecules, random_state=salt).reset_index(drop=True)
+        graphs = featurise_cached(
+            table["smiles"].tolist(),
+            cache,
+            workers=workers,
+            largest_fragment=largest_fragment,
+            progress=lambda done, total: progress("featurising molecules", done, total),
+        )
+        self.rejected, self.changed = graphs.rejected, graphs.changed
+        self.smiles, rows = _merge(graphs.smiles)
+        self._graphs, self._rows = graphs, rows
+        columns = table.iloc[graphs.kept].reset_index(drop=True)
+        self._labels, descriptor = self._resolve(columns, rows, list(conditions), cache, workers, progress)
+        split = split_by_smiles(self.smiles, fractions=fractions, salt=salt)
+        self._split = {"train": split.train, "validation": split.validation, "test": split.test}
+        self.sizes = {k: len(v) for k, v in self._split.items()}
+        self._atoms = graphs.graphs.sizes()[rows]
+        key = json.dumps([self.smiles, list(fractions), salt]).encode()
+        self.fingerprint = hashlib.sha256(key + b"".join(v.tobytes() for v in self._labels.values())).hexdigest()
+        train = self._split["train"]
+        properties = [_property(c, self._labels[c][train], descriptor[c]) for c in conditions]
+        prior = SizePrior.fit(self._atoms[train], {c: self._labels[c][train] for c in conditions})
+        self.state = {
+            "vocabulary": graphs.vocabulary.to_dict(),
+            "properties": [asdict(p) for p in properties],
+            "sizes": prior.to_dict(),
+            "autoencoder": asdict(autoencoder),
+            "dropout": dropout,
+            "source": {"name": name, "fingerprint": self.fingerprint, "max_molecules": max_molecules, "salt": salt},
+        }
+
+    @staticmethod
+    def load_source(name: str) -> pd.DataFrame:
+        """Table of a known data set."""
+        return {"qm9": sources.qm9, "zinc250k": sources.zinc250k, "moses": lambda: sources.moses("train")}[name]()
+
+    @staticmethod
+    def known_splits(name: str, *, salt: int) -> dict[str, list[str]]:
+        """Canonical SMILES per split of a known data set, without featurising labels."""
+        from sciLDM.data.cards import cache_root
+
+        graphs = featurise_cached(MoleculeCorpus.load_source(name)["smiles"].tolist(), cache_root() / "graphs")
+        smiles, _ = _merge(graphs.smiles)
+        split = split_by_smiles(smiles, salt=salt)
+        return {"train": [smiles[i] for i in split.train], "test": [smiles[i] for i in split.test]}
+
+    def fields(self, split: str, indices: np.ndarray) -> Batch:
+        return self._graphs.graphs.to_batch(self._rows[self._split[split][indices]])
+
+    def labels(self, split: str) -> Mapping[str, np.ndarray]:
+        chosen = self._split[split]
+        labels = {name: values[chosen].astype(np.float32) for name, values in self._labels.items()}
+        return {ATOMS: self._atoms[chosen].astype(np.int64), **labels}
+
+    def write_reference(self, folder: Path) -> None:
+        Reference.write(folder, *[[self.smiles[i] for i in self._split[s]] for s in ("train", "test")])
+        self.rejected.to_csv(folder / "rejected.csv", index=False)
+        if len(self.changed):
+            self.changed.to_csv(folder / "changed.csv", index=False)
+
+    def _resolve(
+        self,
+        columns: pd.DataFrame,
+        rows: np.ndarray,
+        names: list[str],
+        cache: Path,
+        workers: int | None,
+        progress: Progress,
+    ) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
+        """Labels of the merged molecules: the table's own column first, else an RDKit descriptor."""
+        unknown = [n for n in names if n not in columns.columns and n not in DESCRIPTORS]
+        if unknown:
+            raise DataError(
+                f"cannot condition on {', '.join(unknown)}: expected a column of the table "
+                f"({', '.join(map(str, columns.columns.drop('smiles'))) or 'it has none'}) "
+                f"or an RDKit descriptor ({', '.join(DESCRIPTORS)})"
+            )
+        wanted = [n for n in names if n in DESCRIPTORS]
+        computed = _described(self.smiles, wanted, cache, workers, progress) if wanted else pd.DataFrame()
+        group = pd.Series(self._group(rows, len(columns)))
+        labels: dict[str, np.ndarray] = {}
+        for name in names:
+            if name in columns.columns:
+                labels[name] = columns[name].groupby(group).mean().to_numpy(dtype=np.float64)
+            else:
+                labels[name] = computed[name].to_numpy(dtype=np.float64)
+            if not np.isfinite(labels[name]).any():
+                raise DataError(f"column {name!r} has no value for any usable molecule; leave it out of `conditions`")
+        return labels, {name: name in DESCRIPTORS for name in names}
+
+    def _group(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Merged molecule of every featurised one."""
+        index = {s: k for k, s in enumerate(self.smiles)}
+        return np.fromiter((index[s] for s in self._graphs.smiles), dtype=np.int64, count=count)
+
+
+def _merge(smiles: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Distinct SMILES in order of first appearance, and where each first stands."""
+    first: dict[str, int] = {}
+    for row, text in enumerate(smiles):
+        first.setdefault(text, row)
+    return list(first), np.fromiter(first.values(), dtype=np.int64, count=len(first))
+
+
+def _property(name: str, values: np.ndarray, descriptor: bool) -> Property:
+    known = values[np.isfinite(values)]
+    if len(known) == 0:
+        raise DataError(f"column {name!r} has no value in the training split; leave it out of `conditions`")
+    std = float(known.std())
+    if std < 1e-8 * max(1.0, abs(float(known.mean()))):
+        raise DataError(f"column {name!r} is constant ({known[0]:g}): nothing to learn; leave it out of `conditions`")
+    return Property(name, descriptor, float(known.mean()), std, [float(q) for q in np.quantile(known, _QUANTILES)])
+
+
+def _described(
+    smiles: list[str], names: list[str], cache: Path, workers: int | None, progress: Progress
+) -> pd.DataFrame:
+    """Descriptors of all molecules, cached beside the graphs."""
+    from sciLDM.domains.molecules.graphs import write_npz
+
+    key = hashlib.sha256(json.dumps([smiles, sorted(names)]).encode()).hexdigest()[:24]
+    path = cache / f"descriptors-{key}.npz"
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return pd.DataFrame({n: stored[n] for n in names})
+        except (OSError, KeyError, ValueError):
+            path.unlink()
+    table = describe(
+        smiles, names, workers=workers, progress=lambda done, total: progress("computing descriptors", done, total)
+    )
+    write_npz(path, {n: table[n].to_numpy() for n in names})
+    return table

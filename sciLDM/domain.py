@@ -1,0 +1,182 @@
+r"""The seam between core and domain: three small roles that an adapter fills.
+
+    Domain   what the user configures: where the data is, how the autoencoder looks
+      |  prepare()
+      v
+    Corpus   the data, split and featurised; needed for training only
+      |  state (plain JSON: vocabulary, statistics, units)
+      v
+    Codec    what travels with the weights: builds the autoencoder, says what may be asked for, and turns
+             latents into native objects
+
+Everything between `Autoencoder.encode` and `Autoencoder.decode` is the core's.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sciLDM.autoencoders import Autoencoder
+from sciLDM.conditions import Condition
+from sciLDM.errors import ConfigError
+from sciLDM.rng import NoiseSource
+
+__all__ = ["Codec", "Corpus", "Domain", "Evaluation", "Progress", "Request"]
+
+Progress = Callable[[str, int, int], None]
+"""`progress(what, done, total)`: called from long loops; draws a bar, or does nothing."""
+
+
+class Corpus(ABC):
+    """A prepared data set. Splits are `train`, `validation` and `test`.
+
+    Attributes:
+        sizes: Number of samples per split.
+        fingerprint: Hash of the data as featurised; keys the latent cache.
+        state: What the codec needs, as plain JSON.
+    """
+
+    sizes: Mapping[str, int]
+    fingerprint: str
+    state: dict[str, Any]
+
+    @abstractmethod
+    def fields(self, split: str, indices: np.ndarray) -> Any:
+        """The autoencoder's input for these samples, collated."""
+
+    @abstractmethod
+    def labels(self, split: str) -> Mapping[str, np.ndarray]:
+        """Condition labels of a whole split, in the user's units; NaN or -1 where missing."""
+
+    @abstractmethod
+    def write_reference(self, folder: Path) -> None:
+        """Leave in a run folder what later evaluation needs: rejected rows, training items to compare with."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the core must sample.
+
+    Attributes:
+        shape: Grid of the latents, without batch and channels.
+        cond: Labels for every sample, in the user's units.
+        mask: Cells that exist.
+        always: Conditions that guidance must not drop.
+    """
+
+    shape: tuple[int, ...]
+    cond: Mapping[str, Tensor]
+    mask: Bool[Tensor, "batch *shape"] | None = None
+    always: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a set of samples, and what is needed to read them.
+
+    Attributes:
+        rows: One per metric: `metric`, `value`, `floor` (the same score for real training data), `samples`, `note`.
+        protocol: Name of the protocol, sample sizes, versions.
+        failures: Lines that a strict reader must see (small samples, checks that did not run).
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    failures: Sequence[str] = ()
+
+
+class Codec(ABC):
+    """Travels with the weights: knows vocabulary, units and conditions, but holds no training data.
+
+    Attributes:
+        conditions: What may be asked for.
+        shape: The largest latent grid.
+    """
+
+    conditions: tuple[Condition, ...]
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def autoencoder(self) -> Autoencoder[Any, Any]:
+        """A new, untrained autoencoder."""
+
+    @abstractmethod
+    def plan(self, count: int, wanted: Mapping[str, Any], noise: NoiseSource, ids: Sequence[int]) -> Request:
+        """Fill in what the user left open (say, the number of atoms) for samples `ids`.
+
+        Args:
+            count: Number of samples.
+            wanted: Condition values in the user's units: a number, or one per sample.
+            noise: Source of the choices; sample `i` depends on `ids[i]` alone.
+        """
+
+    @abstractmethod
+    def decode(
+        self,
+        autoencoder: Autoencoder[Any, Any],
+        z: Float[Tensor, "batch channel *shape"],
+        request: Request,
+        *,
+        reference: Path | None = None,
+    ) -> Any:
+        """Native objects (with everything a user wants to know about them) from latents.
+
+        Args:
+            reference: Folder written by `Corpus.write_reference`, or None.
+        """
+
+
+class Domain(ABC):
+    """What the user configures. The constructor's arguments are the YAML's `domain.init_args`.
+
+    Attributes:
+        name: Short name, as in the entry point.
+        gate: Smallest acceptable held-out score per metric of `Autoencoder.metrics` before stage 2 starts.
+    """
+
+    name: ClassVar[str]
+    gate: Mapping[str, float]
+
+    @abstractmethod
+    def prepare(self, cache: Path, progress: Progress) -> Corpus:
+        """Read, check, featurise and split the data. Slow parts are cached under `cache` and report progress."""
+
+    @abstractmethod
+    def codec(self, state: Mapping[str, Any]) -> Codec:
+        """The codec for a prepared data set, or for a loaded artefact."""
+
+    @abstractmethod
+    def evaluate(
+        self, samples: Any, codec: Codec, reference: Path | None, progress: Progress
+    ) -> Evaluation:
+        """Score native samples beside the field's floor and baselines."""
+
+
+def broadcast_labels(wanted: Mapping[str, Any], count: int, known: Sequence[str]) -> dict[str, Tensor]:
+    """Turn `{"gap": 7.0}` or `{"gap": [..]}` into labels `[count]`.
+
+    Raises:
+        ConfigError: An unknown name, or a list of the wrong length.
+    """
+    labels: dict[str, Tensor] = {}
+    for name, value in wanted.items():
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"cannot condition on {name!r}; this model knows {', '.join(known) or 'no conditions'}{hint}")
+        label = torch.as_tensor(value, dtype=torch.float32)
+        if label.ndim == 0:
+            label = label.expand(count)
+        if label.shape != (count,):
+            raise ConfigError(f"condition {name!r}: expected one number or {count}, got {tuple(label.shape)}")
+        labels[name] = label.clone()
+    return labels

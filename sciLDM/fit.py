@@ -1,0 +1,269 @@
+"""`fit`: both stages in one call, from a configuration to a run folder with a model in it.
+
+    data -> autoencoder -> reconstruction gate -> latent statistics -> latent cache -> denoiser -> artefact
+
+A run folder can be continued: what is finished is skipped, what was interrupted resumes where it stopped.
+
+| in the run folder | what |
+|---|---|
+| `config.yaml` | the complete configuration |
+| `reference/` | training and test items, rejected rows |
+| `autoencoder/`, `denoiser/` | checkpoints and `metrics.csv` |
+| `latents/` | cached latents, keyed by the hashes of data and autoencoder |
+| `model/` | the artefact: `sciLDM.load(run)` |
+| `summary.json` | steps, times, scores, peak memory |
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from sciLDM.artefact import find_artefact
+from sciLDM.autoencoders import LatentStats
+from sciLDM.data.cards import cache_root
+from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
+from sciLDM.domain import Corpus, Progress
+from sciLDM.errors import ConfigError, GateError
+from sciLDM.experiment import read_config
+from sciLDM.model import LatentDiffusion, load
+from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stage
+
+__all__ = ["fit"]
+
+Say = Callable[[str], None]
+_BATCH = 1024
+
+
+def fit(
+    config: str | Path | Mapping[str, Any],
+    output: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    say: Say = print,
+) -> LatentDiffusion:
+    """Train autoencoder and denoiser, and leave a model in `output`.
+
+    Args:
+        config: A YAML file, or the same as a mapping.
+        output: The run folder; an unfinished run with the same configuration is continued.
+        overrides: Dotted options, for instance `{"denoiser_stage.max_steps": 100}`.
+        progress: Told how far slow preparation has come; None is silent.
+        say: Where one-line messages go.
+
+    Returns:
+        The trained model, as `sciLDM.load(output)` gives it.
+
+    Raises:
+        ConfigError: An option that cannot work, or a run folder of another configuration.
+        DataError: Data that cannot be used.
+        GateError: The autoencoder does not rebuild held-out data well enough.
+        TrainingDiverged: A loss is no longer finite.
+    """
+    run = Path(output)
+    full = read_config(config, overrides)
+    _claim(run, full, say)
+    torch.manual_seed(full["seed"])
+    experiment_domain = _domain(full)
+    corpus = experiment_domain.prepare(cache_root() / "features", progress or _silent)
+    say(f"data: {', '.join(f'{n:,} {split}' for split, n in corpus.sizes.items())}")
+    if _rank() == 0:
+        corpus.write_reference(run / "reference")
+    model = LatentDiffusion(full, corpus.state, reference=run / "reference")
+    say("parameters: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in model.parameters.items() if n))
+    summary: dict[str, Any] = {"data": {**corpus.state.get("source", {}), "sizes": dict(corpus.sizes)}}
+    summary["autoencoder"] = _stage_one(model, corpus, run, say)
+    _gate(model, summary["autoencoder"]["validation"], full["ignore_gate"], say)
+    latents = _latents(model, corpus, run, progress or _silent, say)
+    summary["denoiser"] = _stage_two(model, latents, run, say)
+    summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform != "darwin" else 30)
+    if _rank() == 0:
+        model.card = {"domain": experiment_domain.name, "training": summary}
+        model.save(run / "model")
+        _write_json(run / "summary.json", summary)
+    return load(run)
+
+
+def _stage_one(model: LatentDiffusion, corpus: Corpus, run: Path, say: Say) -> dict[str, Any]:
+    """Train the autoencoder, or take it from another run; its test of held-out reconstruction either way."""
+    experiment = model.experiment
+    if experiment.autoencoder_from is not None:
+        return _borrow(model, experiment.autoencoder_from, corpus, say)
+    say("stage 1: autoencoder")
+    stage = AutoencoderStage(model.autoencoder)
+    result = run_stage(
+        stage,
+        SplitData(corpus, "train"),
+        SplitData(corpus, "validation"),
+        settings=experiment.autoencoder_stage,
+        trainer=experiment.trainer,
+        folder=run / "autoencoder",
+        resume=True,
+    )
+    stage.finished_network()
+    held_out = reconstruction(model, corpus, "test")
+    return {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation), "test": held_out}
+
+
+def _borrow(model: LatentDiffusion, source: str, corpus: Corpus, say: Say) -> dict[str, Any]:
+    other = load(find_artefact(source))
+    if other.state.get("vocabulary") != model.state.get("vocabulary"):
+        raise ConfigError(f"autoencoder_from={source}: it was trained on another vocabulary; train one on these data")
+    model.autoencoder.load_state_dict(other.autoencoder.state_dict())
+    say(f"stage 1: autoencoder taken from {source}")
+    held_out = reconstruction(model, corpus, "test")
+    return {"steps": 0, "seconds": 0.0, "from": source, "validation": held_out, "test": held_out}
+
+
+@torch.no_grad()
+def reconstruction(model: LatentDiffusion, corpus: Corpus, split: str, *, limit: int = 20_000) -> dict[str, float]:
+    """Scores of the noise-free round trip on a split, averaged over its first `limit` samples."""
+    totals: dict[str, float] = {}
+    count = min(corpus.sizes[split], limit)
+    for start in range(0, count, _BATCH):
+        fields = corpus.fields(split, np.arange(start, min(start + _BATCH, count)))
+        z, mask = model.autoencoder.code(fields)
+        for name, values in model.autoencoder.metrics(fields, model.autoencoder.decode(z, mask)).items():
+            totals[name] = totals.get(name, 0.0) + float(values.sum())
+    return {**{name: total / count for name, total in totals.items()}, "samples": count}
+
+
+def _gate(model: LatentDiffusion, scores: Mapping[str, float], ignore: bool, say: Say) -> None:
+    for name, least in model.experiment.domain.gate.items():
+        if name not in scores:
+            raise ConfigError(f"the gate asks for {name!r}, the autoencoder reports {sorted(scores)}")
+        if scores[name] < least:
+            message = (
+                f"the autoencoder reaches {name} = {scores[name]:.4f} on held-out data, the gate asks for {least}; what it "
+                "cannot rebuild, the diffusion model cannot generate. Train longer (autoencoder_stage.max_steps), widen it "
+                "(domain.init_args.autoencoder), or go on regardless (ignore_gate: true)"
+            )
+            if not ignore:
+                raise GateError(message)
+            say(f"warning: {message}")
+        say(f"gate: {name} = {scores[name]:.4f} (at least {least})")
+
+
+@final
+class NormalisedLatents:
+    """A latent cache as the denoiser trains on it: unit variance, zero where no cell exists."""
+
+    def __init__(self, cache: LatentCache, stats: LatentStats) -> None:
+        self.cache, self.stats = cache, stats
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def fields(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
+        """Latents, mask and labels of these samples."""
+        z, mask, cond = self.cache.fields(indices)
+        return self.stats.normalise_masked(z, mask), mask, cond
+
+
+@torch.no_grad()
+def _latents(
+    model: LatentDiffusion, corpus: Corpus, run: Path, progress: Progress, say: Say
+) -> dict[str, NormalisedLatents]:
+    """Latents of the training and validation splits, encoded once; fits the statistics on the way."""
+    weights = module_hash(model.autoencoder)
+    found: dict[str, NormalisedLatents] = {}
+    for split in ("train", "validation"):
+        key = cache_key(corpus.fingerprint, weights, split)
+        cache = LatentCache.open(run / "latents", key)
+        if cache is None:
+            say(f"encoding {corpus.sizes[split]:,} {split} samples")
+            batches = _encoded(model, corpus, split)
+            cache = LatentCache.write(run / "latents", key, batches, corpus.sizes[split], progress=progress)
+        found[split] = NormalisedLatents(cache, model.stats)
+    model.stats.fit(found["train"].cache.batches())
+    return found
+
+
+def _encoded(model: LatentDiffusion, corpus: Corpus, split: str) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any]]]:
+    labels = corpus.labels(split)
+    size = model.codec.shape
+    for start in range(0, corpus.sizes[split], _BATCH):
+        indices = np.arange(start, min(start + _BATCH, corpus.sizes[split]))
+        z, mask = model.autoencoder.code(corpus.fields(split, indices))
+        short = [n - have for n, have in zip(reversed(size), reversed(z.shape[2:]), strict=True)]
+        padding = [p for missing in short for p in (0, missing)]
+        z = torch.nn.functional.pad(z, padding)
+        mask = None if mask is None else torch.nn.functional.pad(mask, padding)
+        yield z, mask, {name: values[indices] for name, values in labels.items()}
+
+
+def _stage_two(model: LatentDiffusion, latents: Mapping[str, NormalisedLatents], run: Path, say: Say) -> dict[str, Any]:
+    say("stage 2: denoiser")
+    stage = DenoiserStage(model.denoiser, model.experiment.objective, model.codec.conditions)
+    result = run_stage(
+        stage,
+        latents["train"],
+        latents["validation"],
+        settings=model.experiment.denoiser_stage,
+        trainer=model.experiment.trainer,
+        folder=run / "denoiser",
+        resume=True,
+    )
+    stage.finished_network()
+    return {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation)}
+
+
+def _claim(run: Path, config: Mapping[str, Any], say: Say) -> None:
+    """Take the folder for this configuration, or refuse to mix two."""
+    stored = run / "config.yaml"
+    if stored.exists():
+        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        differing = sorted(_differences(before, dict(config)))
+        if differing:
+            raise ConfigError(
+                f"{run} holds a run with another configuration (differs in {', '.join(differing[:5])}); "
+                "choose another --output, or remove that folder"
+            )
+        say(f"continuing {run} ({time.strftime('%Y-%m-%d %H:%M')})")
+        return
+    if run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run} exists and is not a run of sciLDM; choose another --output")
+    run.mkdir(parents=True, exist_ok=True)
+    if _rank() == 0:
+        stored.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    """Dotted names of options that differ; where it runs is not part of what is run."""
+    if path in ("trainer", "ignore_gate"):
+        return
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in sorted({*a, *b}, key=str):
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}".strip("."))
+    elif a != b:
+        yield path
+
+
+def _domain(config: Mapping[str, Any]) -> Any:
+    from sciLDM.experiment import instantiate
+
+    return instantiate(config).domain
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    """No progress shown."""
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
+    partial.replace(path)

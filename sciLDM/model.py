@@ -1,0 +1,203 @@
+"""What users hold: a trained latent diffusion model."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sciLDM.artefact import Artefact, find_artefact, load_artefact, save_artefact
+from sciLDM.autoencoders import Autoencoder, LatentStats
+from sciLDM.denoiser import Denoiser, NetDenoiser
+from sciLDM.domain import Codec, Request
+from sciLDM.errors import ArtefactError, ConfigError
+from sciLDM.experiment import Experiment, instantiate
+from sciLDM.guidance import ClassifierFree
+from sciLDM.rng import NoiseSource
+from sciLDM.samplers import Sampler
+
+__all__ = ["LatentDiffusion", "load"]
+
+
+@final
+class LatentDiffusion:
+    """Autoencoder, latent statistics and denoiser of one domain, with what is needed to use them.
+
+    Args:
+        config: The complete experiment configuration.
+        state: The codec's state (vocabulary, units, statistics).
+        card: What the model is and how it was made.
+        reference: Folder with the training and test items, or None.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        state: Mapping[str, Any],
+        *,
+        card: Mapping[str, Any] | None = None,
+        reference: Path | None = None,
+    ) -> None:
+        self.config, self.card = dict(config), dict(card or {})
+        self.reference = reference
+        self.experiment: Experiment = instantiate(config)
+        self.state = dict(state)
+        self.codec: Codec = self.experiment.domain.codec(state)
+        self.autoencoder: Autoencoder[Any, Any] = self.codec.autoencoder().eval()
+        channels = self.autoencoder.latent_channels
+        self.stats = LatentStats(channels)
+        net = self.experiment.network.build(channels, self.codec.shape, self.codec.conditions)
+        self.denoiser = NetDenoiser(net, self.experiment.schedule, self.experiment.parametrisation).eval()
+        self.device = torch.device("cpu")
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules whose tensors make up the artefact."""
+        return {"autoencoder": self.autoencoder, "stats": self.stats, "denoiser": self.denoiser}
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each part."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.parts.items()}
+
+    def to(self, device: str | torch.device, *, dtype: torch.dtype | None = None) -> "LatentDiffusion":
+        """Move to a device; `dtype=torch.bfloat16` runs the denoising network under autocast."""
+        self.device = torch.device(device)
+        for part in self.parts.values():
+            part.to(self.device)
+        self.denoiser.autocast_dtype = dtype
+        return self
+
+    def sample(
+        self,
+        count: int,
+        *,
+        cond: Mapping[str, Any] | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        steps: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 512,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """New objects of the domain, with everything a user wants to know about them.
+
+        Args:
+            count: How many.
+            cond: What to ask for, in the data's own units: a number for all, or one per sample. Any subset.
+            guidance: 1 is the plain conditional model, larger insists more; a mapping sets it per condition.
+            steps: Denoiser calls per sample; the model's default when None.
+            sampler: Another sampler than the model's own.
+            seed: Sample `i` depends on `(seed, first + i)` alone, whatever the batch size.
+            first: Number of the first sample, to continue a series.
+            batch_size: Samples computed at once.
+            progress: `progress(done, total)` in denoiser calls.
+
+        Raises:
+            ConfigError: An unknown condition, a wrong number of values, or settings out of range.
+        """
+        if count < 1 or batch_size < 1:
+            raise ConfigError(f"count and batch_size must be at least 1, got {count} and {batch_size}")
+        noise = NoiseSource(seed)
+        ids = range(first, first + count)
+        request = self.codec.plan(count, cond or {}, noise, ids)
+        z = self.sample_latents(
+            request, ids, noise, guidance=guidance, sampler=self._sampler(sampler, steps), batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
+        return self.codec.decode(self.autoencoder, z, request, reference=self.reference)
+
+    def sample_latents(
+        self,
+        request: Request,
+        ids: Sequence[int],
+        noise: NoiseSource,
+        *,
+        guidance: float | Mapping[str, float] | None = None,
+        sampler: Sampler | None = None,
+        batch_size: int = 512,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float[Tensor, "batch channel *shape"]:
+        """Latents (denormalised, on the model's device) for a request."""
+        sampler = sampler or self.experiment.sampler
+        shape = (self.autoencoder.latent_channels, *request.shape)
+        batches = range(0, len(ids), batch_size)
+        latents = []
+        for k, start in enumerate(batches):
+            part = slice(start, start + batch_size)
+            denoiser = self.guided(request, part, guidance)
+            report = None
+            if progress is not None:
+                report = lambda step, total, _x0, k=k: progress(k * total + step, len(batches) * total)  # noqa: E731
+            z = sampler(denoiser, shape, noise=noise, ids=ids[part], device=self.device, callback=report)
+            latents.append(self.stats.denormalise(z))
+        return torch.cat(latents)
+
+    def guided(self, request: Request, part: slice, guidance: float | Mapping[str, float] | None = None) -> Denoiser:
+        """The denoiser for some samples of a request, with their conditions and the guidance asked for."""
+        cond = {name: label[part].to(self.device) for name, label in request.cond.items()}
+        mask = None if request.mask is None else request.mask[part].to(self.device)
+        return ClassifierFree(
+            self.denoiser,
+            cond,
+            mask,
+            scale=self.experiment.guidance if guidance is None else guidance,
+            always=request.always,
+            self_condition=self.experiment.objective.self_condition > 0,
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Path:
+        """Write `model.safetensors`, `config.yaml` and `card.json`; `dtype` halves the matrices, say bfloat16."""
+        tensors = {
+            f"{part}.{name}": tensor
+            for part, module in self.parts.items()
+            for name, tensor in module.state_dict().items()
+        }
+        return save_artefact(
+            folder, tensors=tensors, config=self.config, card={**self.card, "state": self.state}, dtype=dtype
+        )
+
+    def _sampler(self, sampler: Sampler | None, steps: int | None) -> Sampler:
+        if steps is None:
+            return sampler or self.experiment.sampler
+        if sampler is not None:
+            raise ConfigError("give either steps or a sampler (which has its own steps), not both")
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps}")
+        return self.experiment.sampler.with_steps(steps)
+
+
+def load(name_or_path: str | os.PathLike[str]) -> LatentDiffusion:
+    """A shipped model (`"qm9-small"`), a run folder, or a model folder.
+
+    Raises:
+        ArtefactError: Not found (near names are listed), damaged, foreign, or newer than this version.
+    """
+    folder = find_artefact(name_or_path)
+    artefact = load_artefact(folder)
+    reference = folder.parent / "reference"
+    return _restore(artefact, reference if reference.is_dir() else None)
+
+
+def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
+    card = dict(artefact.card)
+    state = card.pop("state", None)
+    if not isinstance(state, dict):
+        raise ArtefactError("the model's card has no `state`: it was not written by `LatentDiffusion.save`; train again")
+    model = LatentDiffusion(artefact.config, state, card=card, reference=reference)
+    for part, module in model.parts.items():
+        prefix = f"{part}."
+        tensors = {k.removeprefix(prefix): v for k, v in artefact.tensors.items() if k.startswith(prefix)}
+        expected = module.state_dict()
+        wrong = sorted(set(expected) ^ set(tensors)) or [k for k in expected if expected[k].shape != tensors[k].shape]
+        if wrong:
+            raise ArtefactError(
+                f"the weights of the {part} do not fit its configuration (first difference: {wrong[0]}); "
+                "config.yaml and model.safetensors come from different models"
+            )
+        module.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
+    return model

@@ -1,0 +1,5 @@
+"""Training objectives: losses of shape `[batch]`."""
+
+from sciLDM.objectives.diffusion import DiffusionObjective, Draw
+
+__all__ = ["DiffusionObjective", "Draw"]
