@@ -30,7 +30,9 @@ class Denoiser(nn.Module, ABC):
         self.schedule = schedule
 
     @abstractmethod
-    def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]) -> Float[Tensor, "batch *shape"]:
+    def forward(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *shape"]:
         """`x0_hat = E[x | x_t]`."""
 
 
@@ -83,7 +85,9 @@ class NetDenoiser(nn.Module):
         """
         c_in, c_skip, c_out, c_noise = self.parametrisation.network(self.schedule, t)
         c_noise = c_noise.to(x_t.dtype)
-        with torch.autocast(x_t.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with torch.autocast(
+            x_t.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+        ):
             output = self.net(expand(c_in, x_t) * x_t, c_noise, cond, mask, previous)
         if output.shape != x_t.shape:
             raise ShapeMismatch(

@@ -41,11 +41,13 @@ class Corpus(ABC):
         sizes: Number of samples per split.
         fingerprint: Hash of the data as featurised; keys the latent cache.
         state: What the codec needs, as plain JSON.
+        notes: Lines that the user must see: what was left out of the data, and why.
     """
 
     sizes: Mapping[str, int]
     fingerprint: str
     state: dict[str, Any]
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def fields(self, split: str, indices: np.ndarray) -> Any:
@@ -160,23 +162,31 @@ class Domain(ABC):
 
 
 def broadcast_labels(wanted: Mapping[str, Any], count: int, known: Sequence[str]) -> dict[str, Tensor]:
-    """Turn `{"gap": 7.0}` or `{"gap": [..]}` into labels `[count]`.
+    """Turn `{"gap": 7.0}` or `{"gap": [..]}` into labels `[count]`; NaN leaves a sample's value open.
 
     Raises:
-        ConfigError: An unknown name, or a list of the wrong length.
+        ConfigError: An unknown name, something that is no number, an infinite one, or a list of the wrong length.
     """
     labels: dict[str, Tensor] = {}
     for name, value in wanted.items():
         if name not in known:
             import difflib
 
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            folded = {entry.casefold(): entry for entry in known}
+            near = difflib.get_close_matches(str(name).casefold(), folded, n=2, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(repr(folded[n]) for n in near)}?" if near else ""
             raise ConfigError(f"cannot condition on {name!r}; this model knows {', '.join(known) or 'no conditions'}{hint}")
-        label = torch.as_tensor(value, dtype=torch.float32)
+        try:
+            value = value.detach().cpu() if isinstance(value, Tensor) else value
+            label = torch.as_tensor(np.asarray(value, dtype=np.float64)).float()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"condition {name!r}: expected a number or {count} of them, got {value!r}") from error
         if label.ndim == 0:
             label = label.expand(count)
         if label.shape != (count,):
-            raise ConfigError(f"condition {name!r}: expected one number or {count}, got {tuple(label.shape)}")
+            got = f"{len(label)} values" if label.ndim == 1 else f"an array of shape {tuple(label.shape)}"
+            raise ConfigError(f"condition {name!r}: expected one number, or one for each of {count} samples, got {got}")
+        if bool(label.isinf().any()):
+            raise ConfigError(f"condition {name!r}: expected finite numbers (NaN leaves one open), got {value!r}")
         labels[name] = label.clone()
     return labels

@@ -1,10 +1,15 @@
 """One experiment: everything that `scildm fit` needs, as constructors. A YAML file is the same thing in text."""
 
 import copy
-from collections.abc import Mapping
+import difflib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -89,17 +94,22 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
             raw = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the configuration {source}: {error.strerror or error}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict) or "domain" not in raw:
-        raise ConfigError(f"{source}: expected a mapping with at least `domain:`, got {type(raw).__name__}; see configs/")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: expected options by name, at least `domain:`, got {raw!r:.60}; see configs/")
     for dotted, value in (overrides or {}).items():
         _set(raw, dotted, value)
-    domain = raw["domain"]
+    raw = {name: value for name, value in raw.items() if value is not None}  # an option left empty is one left out
+    _check_groups(raw)
+    domain = raw.get("domain")
     raw["domain"] = {"class_path": domain} if isinstance(domain, str) else domain
-    if not isinstance(raw["domain"], dict) or "class_path" not in raw["domain"]:
-        raise ConfigError("domain: expected class_path and init_args, for instance {class_path: molecules}")
+    if not isinstance(raw["domain"], dict) or not isinstance(raw["domain"].get("class_path"), str):
+        raise ConfigError(
+            f"domain: expected class_path and init_args, for instance {{class_path: molecules}}, got {domain!r:.60}"
+        )
     raw["domain"]["class_path"] = class_path(raw["domain"]["class_path"])
+    _check_nulls(raw, Experiment, "")
     for name, default in DEFAULTS.items():
         given = raw.setdefault(name, copy.deepcopy(default))
         if name.endswith("_stage") and isinstance(given, dict):
@@ -109,7 +119,7 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         parsed = parser.parse_object({"experiment": raw})
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(_readable(str(error))) from error
-    return yaml.safe_load(parser.dump(parsed, skip_none=False))["experiment"]
+    return yaml.safe_load(parser.dump(parsed, skip_unset=False))["experiment"]
 
 
 def instantiate(config: Mapping[str, Any]) -> Experiment:
@@ -120,7 +130,7 @@ def instantiate(config: Mapping[str, Any]) -> Experiment:
     """
     parser = experiment_parser()
     try:
-        return parser.instantiate_classes(parser.parse_object({"experiment": dict(config)})).experiment
+        return parser.instantiate(parser.parse_object({"experiment": dict(config)})).experiment
     except ConfigError:
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
@@ -137,6 +147,113 @@ def _set(config: dict[str, Any], dotted: str, value: Any) -> None:
     here[last] = value
 
 
+def _check_groups(raw: Mapping[str, Any]) -> None:
+    """Names of the top level, and that groups are groups: what the parser passes over or says poorly."""
+    known = _options(Experiment, [])
+    for name, value in raw.items():
+        if name not in known:
+            raise ConfigError(_unknown("configuration", str(name), known))
+        if (name.endswith("_stage") or name in ("trainer", "objective")) and not isinstance(value, Mapping):
+            options = ", ".join(_options(Experiment, [name]))
+            raise ConfigError(f"{name}: expected options by name ({options}), got {value!r:.60}")
+
+
+def _check_nulls(given: Mapping[str, Any], owner: Any, where: str) -> None:
+    """An option that was left empty, where null means nothing; the constructor's own complaint would name no option."""
+    hints = _hints(owner)
+    for name, value in given.items():
+        path = f"{where}.{name}".strip(".")
+        if value is None and name in hints and type(None) not in get_args(hints[name]):
+            raise ConfigError(f"{path} is empty: give it a value, or leave the option out")
+        if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
+            if value.get("init_args", {}) is None:
+                raise ConfigError(f"{path}.init_args is empty: name an option, or leave it out")
+            if isinstance(inside := value.get("init_args", {}), Mapping):
+                _check_nulls(inside, _imported(value["class_path"]), f"{path}.init_args")
+        elif isinstance(value, Mapping):
+            _check_nulls(value, _hint(owner, name), path)
+
+
 def _readable(message: str) -> str:
-    """The parser's message without its wrapping prefix."""
-    return message.replace("experiment.", "").replace('Parser key "experiment"', "configuration")
+    """The parser's nested message as one line: which option, what was expected, what was got."""
+    text = " ".join(message.replace("experiment.", "").split())
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    classes = re.findall(r"class_path '([^']+)'", text)
+    owner = (_imported(classes[-1]) or Experiment) if classes else Experiment
+    where = ".".join(keys) or "configuration"
+    if found := re.search(r"(?:Group '([^']+)' does not accept option|Option) '([^']+)'", text):
+        group = [] if found[1] in (None, "experiment") else found[1].split(".")
+        *inner, name = [*group, *found[2].split(".")]
+        holder = ".".join([*keys, *inner]) or "configuration"
+        kind = f" ({owner.__name__})" if owner is not Experiment else ""
+        return _unknown(holder + kind, name, _options(owner, inner))
+    if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        known = _classes(owner, keys[-1] if keys else "")
+        return f"{where}: no class {found[1]!r}{_near(found[1], known)}; known: {', '.join(known)}"
+    if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
+        known = list(getattr(_imported(found[1]), "__all__", ()))
+        return f"{where}: {found[1]} has no class {found[2]!r}{_near(found[2], known)}"
+    if found := re.search(r"Union subtypes Subtypes: \[(.+?)\] Errors: .*Given value: (.+)", text):
+        kinds = [_kind(kind).replace("NoneType", "null") for kind in found[1].split(", ")]
+        return f"{where}: expected {' or '.join(kinds)}, got {found[2]!r:.80}"
+    if found := re.search(r"Expected an? (.+?)\. Got value: (.+)", text):
+        return f"{where}: expected {_kind(found[1])}, got {found[2]!r:.80}"
+    return text
+
+
+def _unknown(where: str, name: str, known: Sequence[str]) -> str:
+    return f"{where}: no option {name!r}{_near(name, known)}; known: {', '.join(known)}"
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    folded = {entry.casefold(): entry for entry in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(folded[n]) for n in near)}?)" if near else ""
+
+
+def _kind(annotation: str) -> str:
+    """`<class 'int'>` as `int`, a Literal as its values."""
+    if found := re.fullmatch(r"typing\.Literal\[(.+)\]", annotation):
+        return f"one of {found[1]}"
+    return re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", annotation).replace("Sequence", "list")
+
+
+def _options(owner: Any, path: Sequence[str]) -> list[str]:
+    """Names of the arguments of a class, or of a group of options inside it."""
+    for part in path:
+        owner = _hint(owner, part)
+    return [] if owner is None else list(inspect.signature(owner).parameters)
+
+
+def _classes(owner: Any, name: str) -> list[str]:
+    """Names of the classes that an option may be of."""
+    found, waiting = [], [_hint(owner, name)]
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, type):
+            waiting += here.__subclasses__()
+            if not inspect.isabstract(here):
+                found.append(here.__name__)
+    return sorted(found)
+
+
+def _hint(owner: Any, name: str) -> Any:
+    hint = _hints(owner).get(name)
+    choices = [hint, *get_args(hint)]  # `TimeGrid | None` is a TimeGrid
+    return next((h for h in choices if isinstance(h, type) and h not in (type(None), UnionType)), None)
+
+
+def _hints(owner: Any) -> dict[str, Any]:
+    return {**get_type_hints(owner), **get_type_hints(owner.__init__)} if isinstance(owner, type) else {}
+
+
+def _imported(path: str) -> Any:
+    """A class or module by its import path; None when there is no such thing."""
+    try:
+        return import_module(path)
+    except (ImportError, ValueError):
+        module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None

@@ -34,7 +34,7 @@ from sciLDM.data.cards import cache_root
 from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
 from sciLDM.domain import Corpus, Progress
 from sciLDM.errors import ConfigError, GateError
-from sciLDM.experiment import read_config
+from sciLDM.experiment import instantiate, read_config
 from sciLDM.model import LatentDiffusion, load
 from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stage
 
@@ -72,14 +72,18 @@ def fit(
     """
     run = Path(output)
     full = read_config(config, overrides)
+    experiment_domain = instantiate(full).domain  # refuses bad values before the folder is touched
     _claim(run, full, say)
-    torch.manual_seed(full["seed"])
-    experiment_domain = _domain(full)
     corpus = experiment_domain.prepare(cache_root() / "features", progress or _silent)
     say(f"data: {', '.join(f'{n:,} {split}' for split, n in corpus.sizes.items())}")
+    for note in corpus.notes:
+        say(f"data: {note}")
+    _same_data(run, corpus)
     if _rank() == 0:
         corpus.write_reference(run / "reference")
-    model = LatentDiffusion(full, corpus.state, reference=run / "reference")
+    with torch.random.fork_rng(devices=[]):  # initial weights are the run's own; the caller's generator stays as it was
+        torch.manual_seed(full["seed"])
+        model = LatentDiffusion(full, corpus.state, reference=run / "reference")
     say("parameters: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in model.parameters.items() if n))
     summary: dict[str, Any] = {"data": {**corpus.state.get("source", {}), "sizes": dict(corpus.sizes)}}
     summary["autoencoder"] = _stage_one(model, corpus, run, say)
@@ -221,38 +225,83 @@ def _stage_two(model: LatentDiffusion, latents: Mapping[str, NormalisedLatents],
 def _claim(run: Path, config: Mapping[str, Any], say: Say) -> None:
     """Take the folder for this configuration, or refuse to mix two."""
     stored = run / "config.yaml"
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is a file, expected a folder for the run; choose another --output")
     if stored.exists():
-        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        differing = sorted(_differences(before, dict(config)))
-        if differing:
-            raise ConfigError(
-                f"{run} holds a run with another configuration (differs in {', '.join(differing[:5])}); "
-                "choose another --output, or remove that folder"
-            )
+        _check_same_run(run, _read_stored(stored), config)
         say(f"continuing {run} ({time.strftime('%Y-%m-%d %H:%M')})")
-        return
-    if run.exists() and any(run.iterdir()):
+    elif run.exists() and any(run.iterdir()):
         raise ConfigError(f"{run} exists and is not a run of sciLDM; choose another --output")
-    run.mkdir(parents=True, exist_ok=True)
-    if _rank() == 0:
-        stored.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if _rank() == 0:
+            partial = run / ".config.partial"
+            partial.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+            partial.replace(stored)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run}: {error.strerror or error}; choose another --output") from error
+
+
+def _read_stored(path: Path) -> Mapping[str, Any]:
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); remove {path.parent}, or choose another --output") from error
+    if not isinstance(before, Mapping):
+        raise ConfigError(f"{path} is damaged; remove {path.parent}, or choose another --output")
+    return before
+
+
+def _check_same_run(run: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    if differing := sorted(_differences(before, dict(config))):
+        name = differing[0]
+        raise ConfigError(
+            f"{run} holds a run with another configuration (differs in {', '.join(differing[:5])}; {name} was "
+            f"{_at(before, name)!r}, is {_at(config, name)!r}); choose another --output, or remove that folder"
+        )
+    trained = (run / "denoiser" / "last.ckpt").exists()
+    for name in ("autoencoder_stage.max_steps", "autoencoder_stage.max_minutes"):
+        if trained and _at(before, name) != _at(config, name):
+            raise ConfigError(
+                f"{run}: {name} was {_at(before, name)}, is {_at(config, name)}, but the denoiser has been trained on the "
+                f"latents of that autoencoder; remove {run / 'denoiser'} to train both, or restore {name}"
+            )
+
+
+def _at(config: Mapping[str, Any], dotted: str) -> Any:
+    here: Any = config
+    for part in dotted.split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return here
+
+
+def _same_data(run: Path, corpus: Corpus) -> None:
+    """The options name a file, and files change: an unfinished run must not go on with other data."""
+    path = run / "data.json"
+    if not path.exists():
+        if _rank() == 0:
+            _write_json(path, {"fingerprint": corpus.fingerprint, "sizes": dict(corpus.sizes)})
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        known = None
+    if known != corpus.fingerprint:
+        raise ConfigError(
+            f"the data are not those that {run} was started with; restore the file, choose another --output, or remove "
+            "that folder"
+        )
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    """Dotted names of options that differ; where it runs is not part of what is run."""
-    if path in ("trainer", "ignore_gate"):
+    """Dotted names of options that differ. Where and how long it runs may change when a run is continued."""
+    if path in ("trainer", "ignore_gate") or path.endswith(("_stage.max_steps", "_stage.max_minutes", "_every")):
         return
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b}, key=str):
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}".strip("."))
     elif a != b:
         yield path
-
-
-def _domain(config: Mapping[str, Any]) -> Any:
-    from sciLDM.experiment import instantiate
-
-    return instantiate(config).domain
 
 
 def _rank() -> int:

@@ -188,7 +188,8 @@ def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
     state = card.pop("state", None)
     if not isinstance(state, dict):
         raise ArtefactError("the model's card has no `state`: it was not written by `LatentDiffusion.save`; train again")
-    model = LatentDiffusion(artefact.config, state, card=card, reference=reference)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced: not the caller's business
+        model = LatentDiffusion(artefact.config, state, card=card, reference=reference)
     for part, module in model.parts.items():
         prefix = f"{part}."
         tensors = {k.removeprefix(prefix): v for k, v in artefact.tensors.items() if k.startswith(prefix)}

@@ -40,17 +40,23 @@ class GaussianDenoiser(Denoiser):
     variances: Tensor
     axes: Tensor
 
-    def __init__(self, mean: Float[Tensor, "dim"], covariance: Float[Tensor, "dim dim"], schedule: Schedule) -> None:
+    def __init__(
+        self, mean: Float[Tensor, "dim"], covariance: Float[Tensor, "dim dim"], schedule: Schedule
+    ) -> None:
         super().__init__(schedule)
         covariance = covariance.to(torch.float64)
         variances, axes = torch.linalg.eigh(covariance)
         if not torch.allclose(covariance, covariance.mT) or bool((variances <= 0).any()):
-            raise ConfigError("the covariance must be symmetric positive definite; add a small multiple of the identity")
+            raise ConfigError(
+                "the covariance must be symmetric positive definite; add a small multiple of the identity"
+            )
         self.register_buffer("mean", mean.to(torch.float64))
         self.register_buffer("variances", variances)
         self.register_buffer("axes", axes)
 
-    def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]) -> Float[Tensor, "batch *shape"]:
+    def forward(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *shape"]:
         """`E[x | x_t]`."""
         alpha, sigma = (c.to(x_t.dtype)[:, None] for c in self.schedule(t))
         mean, variances, axes = self.mean.to(x_t), self.variances.to(x_t), self.axes.to(x_t)
@@ -66,7 +72,9 @@ class GaussianDenoiser(Denoiser):
 
     def sample(self, noise: NoiseSource, ids: list[int]) -> Float[Tensor, "batch dim"]:
         """Exact samples in float64."""
-        z = noise.normal(ids, tuple(self.mean.shape), stream="oracle", dtype=torch.float64, device=self.mean.device)
+        z = noise.normal(
+            ids, tuple(self.mean.shape), stream="oracle", dtype=torch.float64, device=self.mean.device
+        )
         return self.mean + (z * self.variances.sqrt()) @ self.axes.mT
 
 
@@ -99,7 +107,9 @@ class MixtureDenoiser(Denoiser):
         self.register_buffer("means", means.to(torch.float64))
         self.register_buffer("stds", stds.to(torch.float64))
 
-    def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]) -> Float[Tensor, "batch *shape"]:
+    def forward(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *shape"]:
         """`E[x | x_t]`."""
         alpha, sigma = (c.to(x_t.dtype)[:, None] for c in self.schedule(t))
         means, variances = self.means.to(x_t), self.stds.to(x_t) ** 2
@@ -108,7 +118,9 @@ class MixtureDenoiser(Denoiser):
         responsibility = self._log_terms(flat, alpha, total).softmax(1)
         gain = alpha * variances / total
         # sum_k r_k (m_k + gain_k (x_t - alpha m_k)), without a [batch components dim] intermediate
-        x0 = (responsibility * gain).sum(1, keepdim=True) * flat + (responsibility * (1 - alpha * gain)) @ means
+        x0 = (responsibility * gain).sum(1, keepdim=True) * flat + (
+            responsibility * (1 - alpha * gain)
+        ) @ means
         return x0.reshape(x_t.shape)
 
     def log_prob(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
@@ -121,7 +133,9 @@ class MixtureDenoiser(Denoiser):
         """Exact mean and covariance."""
         mean = self.weights @ self.means
         deviation = self.means - mean
-        within = (self.weights * self.stds**2).sum() * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        within = (self.weights * self.stds**2).sum() * torch.eye(
+            len(mean), dtype=mean.dtype, device=mean.device
+        )
         return mean, within + (self.weights[:, None] * deviation).mT @ deviation
 
     def sample(self, noise: NoiseSource, ids: list[int]) -> Float[Tensor, "batch dim"]:

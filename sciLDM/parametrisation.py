@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sciLDM.schedules import LMBDA_LIMIT, Schedule
 
-__all__ = ["Eps", "Parametrisation", "Score", "V", "Velocity", "X0", "convert", "expand", "safe_scales"]
+__all__ = ["X0", "Eps", "Parametrisation", "Score", "V", "Velocity", "convert", "expand", "safe_scales"]
 
 _FLOOR = 2.718281828459045**-LMBDA_LIMIT
 
@@ -118,7 +118,9 @@ def convert(
     return target.from_x0(source.to_x0(y, x_t, t, schedule), x_t, t, schedule)
 
 
-def safe_scales(schedule: Schedule, t: Float[Tensor, "*any"]) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
+def safe_scales(
+    schedule: Schedule, t: Float[Tensor, "*any"]
+) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
     """`(alpha, sigma)` with the vanishing one raised so that `|lmbda| <= LMBDA_LIMIT`: safe to divide by."""
     alpha, sigma = schedule(t)
     return torch.maximum(alpha, _FLOOR * sigma), torch.maximum(sigma, _FLOOR * alpha)

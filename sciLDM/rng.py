@@ -93,7 +93,9 @@ class NoiseSource:
         for raw in ids:
             identifier = int(raw)
             if not 0 <= identifier < 2**64:
-                raise ConfigError(f"sample ids must lie in [0, 2^64), got {identifier}; number samples from 0")
+                raise ConfigError(
+                    f"sample ids must lie in [0, 2^64), got {identifier}; number samples from 0"
+                )
             # The identifier sits in the third word: samples are 2^128 blocks apart and never overlap.
             counter = np.array([0, 0, identifier, 0], dtype=np.uint64)
             generators.append(np.random.Generator(np.random.Philox(counter=counter, key=key)))

@@ -11,6 +11,7 @@ References:
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import final
 
 import torch
@@ -58,15 +59,15 @@ class Schedule(ABC):
 
     def derivatives(self, t: Float[Tensor, "*any"]) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
         """`(d alpha / dt, d sigma / dt)`, exact. VP's `d sigma / dt` is infinite at `t = 0`."""
-        _, tangents = torch.func.jvp(lambda s: (self.alpha(s), self.sigma(s)), (t,), (torch.ones_like(t),))
-        return tangents
+        # Without auxiliary output jvp returns (values, tangents), which its annotation leaves open.
+        return torch.func.jvp(self, (t,), (torch.ones_like(t),))[1]
 
     def lmbda(self, t: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """`log(alpha / sigma)`; infinite where the scale of the signal or of the noise is exactly 0."""
         alpha, sigma = self(t)
         return alpha.log() - sigma.log()
 
-    @property
+    @cached_property
     def t_range(self) -> tuple[float, float]:
         """`(t_min, t_max)` inside which `|lmbda| <= 7`: the times worth training on."""
         ends = self.t_of_lmbda(torch.tensor([_LMBDA_RANGE, -_LMBDA_RANGE], dtype=torch.float64))

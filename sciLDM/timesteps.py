@@ -15,7 +15,14 @@ from torch import Tensor
 from sciLDM.errors import ConfigError
 from sciLDM.schedules import Schedule
 
-__all__ = ["LogUniformTime", "LogitNormalTime", "NormalLmbdaTime", "ProgressiveTime", "TimeSampler", "UniformTime"]
+__all__ = [
+    "LogUniformTime",
+    "LogitNormalTime",
+    "NormalLmbdaTime",
+    "ProgressiveTime",
+    "TimeSampler",
+    "UniformTime",
+]
 
 Batch = Float[Tensor, "batch"]
 

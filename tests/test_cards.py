@@ -44,7 +44,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     }
     for folder in ("cards/toy", "data", "cache"):
         (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setattr(module, "_cards_root", lambda: tmp_path / "cards")
+    monkeypatch.setattr(module, "cards_root", lambda: tmp_path / "cards")
     monkeypatch.setattr(module, "cache_root", lambda: tmp_path / "cache")
     monkeypatch.setenv("SCILDM_DATA", str(tmp_path / "data"))
     card.cache_clear()

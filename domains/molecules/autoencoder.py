@@ -20,12 +20,14 @@ from torch_geometric.utils import to_dense_adj, to_dense_batch
 
 from sciLDM.autoencoders import Autoencoder, Bottleneck, Latent, NoiseBottleneck
 from sciLDM.domains.molecules.vocabulary import Vocabulary
+from sciLDM.errors import DataError
 
 __all__ = ["DenseGraph", "GraphLogits", "MolecularGraphAE"]
 
 _MAX_PATH = 8
 _ORDERS = 4
 _STEREO = 3
+_REMEDY = "featurise with this model's vocabulary (featurise(..., vocabulary=...)), which rejects such molecules"
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,16 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
         self.pair_head = nn.Sequential(nn.GELU(approximate="tanh"), nn.Linear(width, _ORDERS + _STEREO))
 
     def dense(self, batch: Batch) -> DenseGraph:
-        """Padded tensors of a PyG batch as `GraphTable.to_batch` makes it."""
+        """Padded tensors of a PyG batch as `GraphTable.to_batch` makes it.
+
+        Raises:
+            DataError: An atom or a size that this model's vocabulary does not have.
+        """
         x, mask = to_dense_batch(batch.x, batch.batch)
+        types = self._types(x, mask)
         adjacency = to_dense_adj(batch.edge_index, batch.batch, batch.edge_attr, max_num_nodes=x.shape[1])
         return DenseGraph(
-            types=self._type_of[x[..., 0], x[..., 1]],
+            types=types,
             hydrogens=x[..., 2].clamp_max(7),
             chirality=x[..., 3],
             in_ring=x[..., 4],
@@ -135,6 +142,19 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
             stereo=adjacency[..., 1].long(),
             mask=mask,
         )
+
+    def _types(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Atom types; padding gets type 0, since element 0 with charge 0 need not be a type."""
+        largest = self.vocabulary.max_atoms
+        if x.shape[1] > largest:
+            raise DataError(f"a molecule has {x.shape[1]} heavy atoms, this model holds at most {largest}; {_REMEDY}")
+        table = self._type_of
+        inside = (x[..., 0] < table.shape[0]) & (x[..., 1] < table.shape[1])
+        types = table[x[..., 0].clamp_max(table.shape[0] - 1), x[..., 1].clamp_max(table.shape[1] - 1)]
+        if bool((mask & ~(inside & (types >= 0))).any()):
+            known = ", ".join(f"{symbol}{charge:+d}" if charge else symbol for symbol, charge in self.vocabulary.types)
+            raise DataError(f"an atom is not among this model's ({known}); {_REMEDY}")
+        return types.masked_fill(~mask, 0)
 
     def encode(self, fields: Batch) -> Latent:
         graph = self.dense(fields)

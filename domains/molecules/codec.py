@@ -44,6 +44,15 @@ class AutoencoderSettings:
     valence_weight: float = 0.1
     """Weight of the penalty on expected valences above their cap."""
 
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"autoencoder.{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ConfigError(f"autoencoder.width must be a multiple of heads, got {self.width} and {self.heads}")
+        if self.noise < 0 or self.valence_weight < 0:
+            raise ConfigError("autoencoder.noise and autoencoder.valence_weight must be 0 or more")
+
 
 @dataclass(frozen=True)
 class Property:
@@ -92,17 +101,18 @@ class MoleculeCodec(Codec):
     def plan(self, count: int, wanted: Mapping[str, Any], noise: NoiseSource, ids: Sequence[int]) -> Request:
         wanted = dict(wanted)
         atoms = wanted.pop(ATOMS, None)
-        labels = broadcast_labels(wanted, count, [p.name for p in self.properties])
+        labels = broadcast_labels(wanted, count, [ATOMS, *(p.name for p in self.properties)])
         u = noise.uniform(ids, (1,), stream=ATOMS).squeeze(1).numpy()
         if atoms is None:
             sizes = self.sizes.draw({k: v.numpy() for k, v in labels.items()}, u)
         else:
-            sizes = np.broadcast_to(np.asarray(atoms, dtype=np.int64), (count,))
-            if sizes.min() < 1 or sizes.max() > self.vocabulary.max_atoms:
+            sizes = broadcast_labels({ATOMS: atoms}, count, [ATOMS])[ATOMS].numpy()
+            if (sizes != sizes.round()).any() or sizes.min() < 1 or sizes.max() > self.vocabulary.max_atoms:
                 raise ConfigError(
-                    f"atoms: expected 1 to {self.vocabulary.max_atoms} heavy atoms, got {sizes.min()} to {sizes.max()}"
+                    f"atoms: expected whole numbers of heavy atoms from 1 to {self.vocabulary.max_atoms}, "
+                    f"got {sizes.min():g} to {sizes.max():g}"
                 )
-        counts = torch.as_tensor(sizes.copy(), dtype=torch.int64)
+        counts = torch.as_tensor(sizes.astype(np.int64))
         mask = torch.arange(self.shape[0])[None] < counts[:, None]
         return Request(self.shape, {ATOMS: counts, **labels}, mask, frozenset({ATOMS}))
 

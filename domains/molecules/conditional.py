@@ -2,8 +2,8 @@ r"""Do molecules have the properties that were asked for?
 
 For each property, targets are spread evenly between the 5th and 95th percentile of the training split. Let `c_i` be the
 request and `y_i` what RDKit computes for the molecule that came back. The score is `MAE = mean |y_i - c_i|`, beside the
-same error of molecules `u_j` that were asked for nothing, `mean_{ij} |u_j - c_i|`: their ratio says what asking achieves.
-Only molecules that decoded count, so validity is given too.
+same error of molecules `u_j` that were asked for nothing, `mean_{ij} |u_j - c_i|`: their ratio says what
+asking achieves. Only molecules that decoded count, so validity is given too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,9 @@ def conditional_table(
     ]
     left_out = [p.name for p in codec.properties if not p.descriptor]
     if names is None and left_out:
-        notes.append(f"RDKit cannot compute {', '.join(left_out)}: whether those requests are met was not measured.")
+        notes.append(
+            f"RDKit cannot compute {', '.join(left_out)}: whether those requests are met was not measured."
+        )
     return ConditionalEvaluation(rows, points, notes)
 
 
@@ -81,7 +83,9 @@ def _chosen(codec: MoleculeCodec, names: Sequence[str] | None) -> list[Property]
         if name not in known:
             folded = {k.lower(): k for k in known}.get(name.lower())
             hint = f"; did you mean {folded!r}?" if folded else ""
-            raise ConfigError(f"cannot ask for {name!r}; this model knows {', '.join(known) or 'no properties'}{hint}")
+            raise ConfigError(
+                f"cannot ask for {name!r}; this model knows {', '.join(known) or 'no properties'}{hint}"
+            )
         if name not in measurable:
             raise ConfigError(
                 f"{name!r} cannot be measured on a new molecule, expected what RDKit computes "

@@ -8,8 +8,9 @@ the raw graph when it is connected and inside the valence caps; otherwise
    no merge may use up the last free valence while other parts remain;
 3. pairs are visited by decreasing log-odds and raised to their most likely order as far as both ends allow.
 
-Hydrogens fill what is left. Caps are the largest valences seen in the training data, so what comes out is what RDKit
-accepts; nothing is repaired in silence: `changed` marks every molecule whose decoded graph is not its raw one.
+Atoms that no valence can reach are left out (eight fluorines and a carbon give CF4). Hydrogens fill what is left. Caps
+are the largest valences seen in the training data, so what comes out is what RDKit accepts, and a raw graph that RDKit
+would accept beyond them is constrained all the same. Nothing is repaired in silence: `changed` marks every molecule whose decoded graph is not its raw one.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class Decoded:
         smiles: Canonical isomeric SMILES of `mol`, or None.
         valid_raw: The argmax graph passes RDKit's sanitisation (it may be disconnected, as in the GDSS protocol).
         connected_raw: The argmax graph is connected.
-        changed: The constraint changed the graph.
+        changed: The atoms or bonds of `mol` are not those of the argmax graph. (Stereo marks that mean nothing are
+            dropped as in any SMILES, and do not count.)
         raw_smiles: SMILES of the argmax graph when it is valid, else None.
     """
 
@@ -63,7 +65,7 @@ def decode_molecules(logits: GraphLogits, vocabulary: Vocabulary) -> list[Decode
     ]
     odds = (logits.order[..., 1:].logsumexp(-1) - logits.order[..., 0]).cpu().numpy()
     return [
-        _decode_one(kinds[:n], orders[:n, :n], chirality[:n], stereo[:n, :n], odds[k, :n, :n], ok, whole, vocabulary)
+        _decode_one(kinds[:n], orders[:n, :n], chirality[:n], stereo[:n, :n], odds[k, :n, :n], bool(ok), bool(whole), vocabulary)
         for k, (kinds, orders, chirality, stereo, ok, whole, n) in enumerate(zip(*arrays, strict=True))
     ]
 
@@ -86,7 +88,8 @@ def _decode_one(
     keep, constrained = constrain(order, odds, caps)
     mol = _build(types[keep], constrained, chirality[keep], stereo[np.ix_(keep, keep)], vocabulary)
     smiles = None if mol is None else Chem.MolToSmiles(mol)
-    return Decoded(mol, smiles, raw is not None, bool(connected), True, raw_smiles)
+    same = len(keep) == len(types) and np.array_equal(constrained, order)
+    return Decoded(mol, smiles, raw is not None, bool(connected), not same, raw_smiles)
 
 
 def constrain(order: np.ndarray, odds: np.ndarray, caps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,31 +104,46 @@ def constrain(order: np.ndarray, odds: np.ndarray, caps: np.ndarray) -> tuple[np
         Atoms kept (all, unless some cannot be attached), and their bond orders.
     """
     n = len(caps)
-    free = caps.astype(np.int64).copy()
-    result = np.zeros((n, n), dtype=np.int64)
+    free = [int(c) for c in caps]
     first, second = np.triu_indices(n, 1)
     by_odds = np.argsort(-odds[first, second], kind="stable")
-    component = np.arange(n)
-    for e in by_odds:
-        i, j = first[e], second[e]
-        a, b = component[i], component[j]
-        if a == b or free[i] < 1 or free[j] < 1:
+    pairs = list(zip(first[by_odds].tolist(), second[by_odds].tolist(), strict=True))
+    result = np.zeros((n, n), dtype=np.int64)
+    part = list(range(n))
+    members = [[i] for i in range(n)]
+    spare = list(free)  # free valences of each part
+    parts = sum(c > 0 for c in free)  # atoms that cannot bond are left out anyway, so nothing waits for them
+    for i, j in pairs:
+        a, b = part[i], part[j]
+        if a == b or free[i] < 1 or free[j] < 1 or (spare[a] + spare[b] < 3 and parts > 2):
             continue
-        merged = (component == a) | (component == b)
-        if free[merged].sum() - 2 < 1 and not merged.all():
-            continue
-        component[component == b] = a
+        _join(a, b, part, members, spare)
         result[i, j] = 1
-        free[[i, j]] -= 1
-    largest = np.bincount(component, minlength=n).argmax()
-    keep = np.flatnonzero(component == largest)
-    for e in by_odds:
-        i, j = first[e], second[e]
-        raised = min(order[i, j] - result[i, j], free[i], free[j])
-        if raised > 0 and component[i] == largest and component[j] == largest:
+        free[i], free[j], parts = free[i] - 1, free[j] - 1, parts - 1
+    largest = max(range(n), key=lambda a: len(members[a]))
+    if parts > 1:  # not all atoms can be attached: attach as many as find a place
+        for i, j in pairs:
+            a, b = part[i], part[j]
+            if (a == largest) != (b == largest) and free[i] > 0 and free[j] > 0:
+                _join(largest, b if a == largest else a, part, members, spare)
+                result[i, j] = 1
+                free[i], free[j] = free[i] - 1, free[j] - 1
+    keep = np.sort(members[largest])
+    for i, j in pairs:
+        raised = min(int(order[i, j] - result[i, j]), free[i], free[j])
+        if raised > 0 and part[i] == largest and part[j] == largest:
             result[i, j] += raised
-            free[[i, j]] -= raised
+            free[i], free[j] = free[i] - raised, free[j] - raised
     return keep, result[np.ix_(keep, keep)]
+
+
+def _join(a: int, b: int, part: list[int], members: list[list[int]], spare: list[int]) -> None:
+    """Merge part `b` into part `a` by one bond."""
+    for k in members[b]:
+        part[k] = a
+    members[a] += members[b]
+    members[b] = []
+    spare[a] += spare[b] - 2
 
 
 def _build(
@@ -134,9 +152,13 @@ def _build(
     kinds = [vocabulary.types[k] for k in types]
     bonds = [(int(i), int(j), int(order[i, j]), int(stereo[i, j])) for i, j in zip(*np.nonzero(order), strict=True)]
     try:
-        return to_mol([k[0] for k in kinds], [k[1] for k in kinds], bonds, chirality.tolist())
+        mol = to_mol([k[0] for k in kinds], [k[1] for k in kinds], bonds, chirality.tolist())
     except ValueError:
         return None
+    if mol.GetNumAtoms() > len(kinds):
+        # A hydrogen added to say the geometry of C=N-H outlives a geometry that means nothing; reading it again does not.
+        return Chem.MolFromSmiles(Chem.MolToSmiles(mol))
+    return mol
 
 
 def _connected(order: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from sciLDM.domain import Codec, Corpus, Domain, Evaluation, Progress
-from sciLDM.domains.molecules.codec import AutoencoderSettings, MoleculeCodec
-from sciLDM.domains.molecules.corpus import KNOWN_SOURCES, MoleculeCorpus
+from sciLDM.domains.molecules.codec import ATOMS, AutoencoderSettings, MoleculeCodec
+from sciLDM.domains.molecules.corpus import KNOWN_SOURCES, DataSettings, MoleculeCorpus
 from sciLDM.domains.molecules.read import read_table
 from sciLDM.domains.molecules.reference import find_reference
 from sciLDM.domains.molecules.samples import MoleculeSamples
@@ -21,17 +21,12 @@ class Molecules(Domain):
 
     Args:
         data: A CSV, TSV, SMILES or SDF file, or one of `qm9`, `zinc250k`, `moses`.
-        smiles_column: Column holding SMILES; guessed when left out.
         conditions: What samples can be asked for: numeric columns of the file and RDKit descriptors (logP, QED,
             TPSA, SA, MW, rings, ...). Missing values are allowed.
         autoencoder: Size of the graph autoencoder.
         exact_graph: Smallest share of held-out molecules rebuilt exactly before the denoiser may train.
         label_dropout: Share of training samples whose label is hidden, per property.
-        fractions: Shares of training, validation and test molecules.
-        salt: Another number gives another split.
-        largest_fragment: Keep the largest part of a salt or mixture instead of rejecting it.
-        max_molecules: Use only this many molecules; all when left out.
-        workers: Processes for featurising; one per core when left out.
+        settings: How the table is read and split.
     """
 
     name: ClassVar[str] = "molecules"
@@ -40,26 +35,23 @@ class Molecules(Domain):
         self,
         data: str = "qm9",
         *,
-        smiles_column: str | None = None,
         conditions: Sequence[str] = (),
         autoencoder: AutoencoderSettings = AutoencoderSettings(),  # noqa: B008 - frozen
         exact_graph: float = 0.99,
         label_dropout: float = 0.2,
-        fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        salt: int = 0,
-        largest_fragment: bool = False,
-        max_molecules: int | None = None,
-        workers: int | None = None,
+        settings: DataSettings = DataSettings(),  # noqa: B008 - frozen
     ) -> None:
-        if max_molecules is not None and max_molecules < 3:
-            raise ConfigError(f"max_molecules must be at least 3, got {max_molecules}")
         if len(set(conditions)) != len(conditions):
             raise ConfigError(f"conditions must differ, got {list(conditions)}")
-        self.data, self.smiles_column = data, smiles_column
-        self.conditions, self.autoencoder = tuple(conditions), autoencoder
+        if ATOMS in conditions:
+            raise ConfigError(f"conditions: every model takes {ATOMS!r} (heavy atoms) as it is; rename your column {ATOMS!r}")
+        if not 0 <= label_dropout < 1:
+            raise ConfigError(f"label_dropout must be in [0, 1), got {label_dropout}")
+        if not 0 <= exact_graph <= 1:
+            raise ConfigError(f"exact_graph must be in [0, 1], got {exact_graph}")
+        self.data, self.conditions = data, tuple(conditions)
+        self.autoencoder, self.label_dropout, self.settings = autoencoder, label_dropout, settings
         self.gate = {"exact_graph": exact_graph}
-        self.label_dropout, self.fractions, self.salt = label_dropout, fractions, salt
-        self.largest_fragment, self.max_molecules, self.workers = largest_fragment, max_molecules, workers
 
     def prepare(self, cache: Path, progress: Progress) -> Corpus:
         if self.data in KNOWN_SOURCES:
@@ -68,19 +60,15 @@ class Molecules(Domain):
             path = Path(self.data).expanduser()
             if not path.exists() and path.suffix == "":
                 raise DataError(f"data: expected a file or one of {', '.join(KNOWN_SOURCES)}, got {self.data!r}")
-            table, name = read_table(path, smiles_column=self.smiles_column), path.name
+            table, name = read_table(path, smiles_column=self.settings.smiles_column), path.name
         return MoleculeCorpus(
             table,
             name=name,
             conditions=self.conditions,
             cache=cache,
             autoencoder=self.autoencoder,
-            dropout=self.label_dropout,
-            fractions=self.fractions,
-            salt=self.salt,
-            largest_fragment=self.largest_fragment,
-            max_molecules=self.max_molecules,
-            workers=self.workers,
+            label_dropout=self.label_dropout,
+            settings=self.settings,
             progress=progress,
         )
 
@@ -103,7 +91,7 @@ class Molecules(Domain):
             raw_valid=table["valid_raw"].tolist(),
             changed=table["changed"].tolist(),
             fcd_cache=cache_root() / "fcd",
-            n_jobs=self.workers,
+            n_jobs=self.settings.workers,
             progress=progress,
         )
         stored = scored.to_dict()

@@ -204,15 +204,7 @@ def evaluate_set(
         DataError: `generated` is empty, or a reference set is too small or not canonical.
         MissingExtra: `with_fcd` without the `fcd` package.
     """
-    for name, flags in (("raw_valid", raw_valid), ("changed", changed)):
-        if flags is not None and len(flags) != len(generated):
-            raise ConfigError(
-                f"Expected one `{name}` for each of {len(generated)} molecules, got {len(flags)}."
-            )
-    if len(generated) == 0:
-        raise DataError("Expected generated molecules, got an empty list.")
-    if with_fcd:
-        chemnet_version()
+    _check_inputs(generated, raw_valid, changed, with_fcd)
     rng = np.random.default_rng(seed)
     train, test = _reference("train", train, rng), _reference("test", test, rng)
     run = _Run(n_jobs, progress, fcd_cache)
@@ -256,6 +248,24 @@ def evaluate_set(
         fcd_rows, fcd_notes = run.fcd(valid, floor, test)
         rows, notes = rows + fcd_rows, notes + fcd_notes
     return Evaluation(tuple(rows), tuple(notes), package_versions())
+
+
+def _check_inputs(
+    generated: Sequence[str | None],
+    raw_valid: Sequence[bool] | None,
+    changed: Sequence[bool] | None,
+    with_fcd: bool,
+) -> None:
+    """Refuse what cannot be scored before anything slow starts."""
+    for name, flags in (("raw_valid", raw_valid), ("changed", changed)):
+        if flags is not None and len(flags) != len(generated):
+            raise ConfigError(
+                f"Expected one `{name}` for each of {len(generated)} molecules, got {len(flags)}."
+            )
+    if len(generated) == 0:
+        raise DataError("Expected generated molecules, got an empty list.")
+    if with_fcd:
+        chemnet_version()
 
 
 def _has_stereo(smiles: str) -> bool:

@@ -73,7 +73,7 @@ def find_reference(folder: Path | None, source: Mapping[str, Any]) -> Reference 
 
     Args:
         folder: A run's reference folder.
-        source: As in the codec's state: `name`, `fingerprint`, `max_molecules`, `salt`.
+        source: As in the codec's state: `name`, `fingerprint`, `max_molecules`, `salt`, `fractions`.
     """
     if folder is not None and (folder / "train.smi.gz").exists():
         return Reference(folder)
@@ -85,7 +85,8 @@ def find_reference(folder: Path | None, source: Mapping[str, Any]) -> Reference 
     cached = cache_root() / "reference" / f"{source['name']}-{source['fingerprint'][:16]}"
     if not (cached / "train.smi.gz").exists():
         try:
-            splits = MoleculeCorpus.known_splits(source["name"], salt=source["salt"])
+            fractions = tuple(source.get("fractions", (0.8, 0.1, 0.1)))
+            splits = MoleculeCorpus.known_splits(source["name"], salt=source["salt"], fractions=fractions)
         except DataError as error:
             warnings.warn(f"the training molecules are not at hand ({error}): no nearest neighbours", stacklevel=2)
             return None

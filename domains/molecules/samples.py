@@ -86,16 +86,16 @@ class MoleculeSamples:
             ConfigError: Another ending.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         ending = path.suffix.lower()
+        if ending not in (".csv", ".smi", ".smiles", ".sdf"):
+            raise ConfigError(f"cannot write {path.name!r}: expected an ending .csv, .smi or .sdf")
+        path.parent.mkdir(parents=True, exist_ok=True)
         if ending == ".csv":
             self.table.to_csv(path, index=False)
         elif ending in (".smi", ".smiles"):
             path.write_text("".join(f"{s} {k}\n" for k, s in enumerate(self.table["smiles"]) if s))
-        elif ending == ".sdf":
-            self._write_sdf(path, conformers)
         else:
-            raise ConfigError(f"cannot write {path.name!r}: expected an ending .csv, .smi or .sdf")
+            self._write_sdf(path, conformers)
         return path
 
     def _write_sdf(self, path: Path, conformers: bool) -> None:
@@ -112,6 +112,8 @@ class MoleculeSamples:
     def draw(self, count: int = 12, *, columns: int = 4) -> str:
         """SVG grid of the first molecules, with requested and realised values."""
         rows = [(m, row) for m, (_, row) in zip(self.mols, self.table.iterrows(), strict=True) if m is not None][:count]
+        if not rows:
+            return '<svg xmlns="http://www.w3.org/2000/svg" width="0" height="0"></svg>'
         legends = [_legend(row) for _, row in rows]
         options = Draw.MolDrawOptions()
         options.legendFontSize = 14

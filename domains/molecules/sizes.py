@@ -52,11 +52,12 @@ class SizePrior:
         return SizePrior(atoms.tolist(), counts.tolist(), means, stds)
 
     def draw(self, wanted: Mapping[str, np.ndarray], u: np.ndarray) -> np.ndarray:
-        """Sizes for uniform numbers `u` `[count]` in (0, 1), given labels `{name: [count]}` (NaN = left open)."""
+        """Sizes for uniform numbers `u` `[count]` in (0, 1), given finite labels `{name: [count]}` (NaN = left open)."""
         log_p = np.log(np.asarray(self.counts, dtype=float))[None].repeat(len(u), axis=0)
         for name, values in wanted.items():
             mean, std = np.asarray(self.means[name]), np.asarray(self.stds[name])
-            z = (np.asarray(values, dtype=float)[:, None] - mean) / std
+            # A target far outside the data still picks the size that comes nearest; squares must not overflow.
+            z = np.clip((np.asarray(values, dtype=float)[:, None] - mean) / std, -1e100, 1e100)
             log_p += np.where(np.isfinite(z), -0.5 * z**2 - np.log(std), 0.0)
         p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
         cumulative = np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)

@@ -20,7 +20,7 @@ import yaml
 
 from sciLDM.errors import DataError
 
-__all__ = ["Column", "DataCard", "DataFile", "Package", "Split", "cache_root", "card", "cards", "locate"]
+__all__ = ["Column", "DataCard", "DataFile", "Package", "Split", "cache_root", "card", "cards", "cards_root", "locate"]
 
 T = TypeVar("T")
 
@@ -103,7 +103,8 @@ class DataCard:
     package: Package | None = None
 
 
-def _cards_root() -> Path:
+def cards_root() -> Path:
+    """The folder of data cards, in a checkout or an installed package."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_cards"
     return installed if installed.is_dir() else package.parent / "datasets"
@@ -111,7 +112,7 @@ def _cards_root() -> Path:
 
 def cards() -> list[str]:
     """Names of all data cards, sorted."""
-    return sorted(path.parent.name for path in _cards_root().glob("*/card.yaml"))
+    return sorted(path.parent.name for path in cards_root().glob("*/card.yaml"))
 
 
 @cache
@@ -121,7 +122,7 @@ def card(name: str) -> DataCard:
     Raises:
         DataError: There is no such card (the message lists those there are), or its file is malformed.
     """
-    path = _cards_root() / name / "card.yaml"
+    path = cards_root() / name / "card.yaml"
     if name not in cards():
         raise DataError(f"there is no data card {name!r}; known cards: {', '.join(cards())}")
     try:

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
+from urllib.parse import quote, unquote
 
 import numpy as np
 import torch
@@ -253,7 +254,7 @@ def _arrays(group: zarr.Group) -> Iterator[tuple[str, Any]]:
     labels = group["cond"]
     assert isinstance(labels, zarr.Group)
     for name in sorted(labels.array_keys()):
-        yield f"cond/{name}", labels[name]
+        yield f"cond/{unquote(name)}", labels[name]
 
 
 def _sweep(folder: Path, key: str) -> None:
@@ -322,7 +323,7 @@ def _create(group: zarr.Group, rows: Mapping[str, np.ndarray], count: int) -> di
     for name, values in rows.items():
         home = labels if name.startswith("cond/") else group
         arrays[name] = home.create_array(
-            name.removeprefix("cond/"),
+            quote(name.removeprefix("cond/"), safe=""),  # a slash, as in "gap/eV", would make a folder
             shape=(count, *values.shape[1:]),
             chunks=(chunk, *(max(n, 1) for n in values.shape[1:])),
             dtype=values.dtype,

@@ -30,6 +30,7 @@ th{text-align:left;color:var(--soft);font-weight:600;border-bottom:1px solid var
 vertical-align:bottom}
 td{border-bottom:1px solid var(--line);padding:6px 14px 6px 0;vertical-align:top}
 tr:last-child td{border-bottom:0}
+td:first-child{white-space:nowrap}
 td.n{font-variant-numeric:tabular-nums;white-space:nowrap}
 dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;margin:8px 0;font-size:14px}
 dl.facts dt{color:var(--soft)}dl.facts dd{margin:0;overflow-wrap:anywhere}
@@ -48,9 +49,11 @@ margin:0 0 8px;font-size:14.5px}
 grid-template-columns:78px 1fr;gap:8px;align-items:center;color:var(--soft);font-size:12px}
 .card b{font-weight:600}
 .card .vals{font-variant-numeric:tabular-nums}
-.bar{height:6px;border-radius:3px;background:var(--line);margin-top:3px}.bar i{display:block;height:6px;border-radius:3px;
+.bar{height:6px;border-radius:3px;background:var(--line);margin-top:3px}
+.bar i{display:block;height:6px;border-radius:3px;
 background:var(--c0)}
-pre{font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--bg);border:1px solid var(--line);
+pre{font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--bg);
+border:1px solid var(--line);
 border-radius:8px;padding:12px;overflow:auto;max-height:520px}
 details summary{cursor:pointer;color:var(--link);font-size:14.5px;margin:6px 0}
 @media print{section{break-inside:avoid;border:0;padding:8px 0}nav{display:none}body{background:#fff}}

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sciLDM.evaluate.figures import INK, PALETTE, lines, panels, svg
-from sciLDM.evaluate.html import paragraph
 from sciLDM.evaluate.hooks import Section
+from sciLDM.evaluate.html import paragraph
 
 __all__ = ["read_metrics", "training_sections"]
 
@@ -58,7 +58,8 @@ def _autoencoder(metrics: Mapping[str, Curve], gate: Mapping[str, float]) -> str
     scores = [n for n in metrics if n.startswith("val/") and not n.startswith("val/loss")]
     gated = [n for n in scores if n.removeprefix("val/") in gate]
     shown = [*gated, *[n for n in scores if n not in gated]][:5]
-    figure, axes = panels(1 + len(shown))
+    count = 1 + len(shown)
+    figure, axes = panels(count, width=4.4 if count in (2, 4) else 3.5, columns=2 if count == 4 else 3)
     lines(axes[0], _losses(metrics), x="step", y="loss", log=True)
     for ax, name in zip(axes[1:], shown, strict=True):
         short = name.removeprefix("val/")
@@ -71,17 +72,21 @@ def _autoencoder(metrics: Mapping[str, Curve], gate: Mapping[str, float]) -> str
 
 
 def _denoiser(metrics: Mapping[str, Curve]) -> str:
-    levels = sorted((n for n in metrics if n.startswith("val/loss_lmbda_")), key=lambda n: int(n.rpartition("_")[2]))
+    levels = sorted(
+        (n for n in metrics if n.startswith("val/loss_lmbda_")), key=lambda n: int(n.rpartition("_")[2])
+    )
     figure, axes = panels(2 if levels else 1, width=4.4, height=3.0)
     lines(axes[0], _losses(metrics), x="step", y="loss", log=True)
     if levels:
         lines(axes[1], _by_level(metrics, levels), x="noise level (0 noisiest)", y="held-out v error")
         axes[1].set_ylim(bottom=0.0)
     text = (
-        "Held-out loss is the error of the predicted velocity, averaged over noise levels; an untrained network scores 1. "
-        "The training loss has its own weights and dropped conditions, so the two curves need not meet."
+        "Held-out loss is the error of the predicted velocity, averaged over noise levels; an untrained network "
+        "scores 1. The training loss has its own weights and dropped conditions, so the two curves need not meet."
     )
-    return paragraph(text, kind="soft") + svg(figure, "Denoiser: loss by step, and held-out error by noise level")
+    return paragraph(text, kind="soft") + svg(
+        figure, "Denoiser: loss by step, and held-out error by noise level"
+    )
 
 
 def _by_level(metrics: Mapping[str, Curve], levels: Sequence[str]) -> dict[str, Curve]:

@@ -3,7 +3,7 @@
 A domain offers a hook by having the method; it inherits nothing for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -73,12 +73,9 @@ class ConditionalEvaluation:
     notes: Sequence[str] = ()
 
 
-class ConditionalSampling(Protocol):
-    """Draws samples of one model at fixed settings."""
-
-    def __call__(self, count: int, cond: Mapping[str, Any]) -> Any:
-        """`count` native samples; `cond` holds one number, or one per sample, in the user's units."""
-        ...
+ConditionalSampling = Callable[[int, Mapping[str, Any]], Any]
+"""`sample(count, cond)`: native samples of one model at fixed settings; `cond` holds one number, or one per sample, in
+the user's units."""
 
 
 @runtime_checkable

@@ -97,12 +97,14 @@ def page(title: str, subtitle: str, head: str, sections: Sequence[Section]) -> s
     """The whole document."""
     names = [(_anchor(k, s.title), s) for k, s in enumerate(sections)]
     links = "".join(f'<a href="#{anchor}">{escape(s.title)}</a>' for anchor, s in names)
-    body = "".join(f'<section id="{anchor}"><h2>{escape(s.title)}</h2>{s.html}</section>' for anchor, s in names)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{escape(s.title)}</h2>{s.html}</section>' for anchor, s in names
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{CSS}</style></head>'
-        f"<body><header><h1>{escape(title)}</h1><p class=\"subtitle\">{escape(subtitle)}</p>{head}"
+        f'<body><header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p>{head}'
         f"<nav>{links}</nav></header><main>{body}</main></body></html>\n"
     )
 

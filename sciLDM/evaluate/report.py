@@ -8,14 +8,21 @@ from typing import Any
 
 import yaml
 
+from sciLDM import __version__
 from sciLDM.evaluate import html
 from sciLDM.evaluate.curves import training_sections
 from sciLDM.evaluate.hooks import Section
-from sciLDM.evaluate.store import Stored, commands, sciLDM_version
+from sciLDM.evaluate.store import Stored, commands
 
 __all__ = ["write_report"]
 
-_METRICS = {"metric": "metric", "value": "value", "floor": "floor", "samples": "samples", "note": "what it is"}
+_METRICS = {
+    "metric": "metric",
+    "value": "value",
+    "floor": "floor",
+    "samples": "samples",
+    "note": "what it is",
+}
 _CONDITIONAL = {
     "property": "property",
     "mae": "mean abs. error",
@@ -66,7 +73,7 @@ def write_report(
     ]
     title = name or run.resolve().name
     made = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC")
-    subtitle = f"Latent diffusion model, reported by sciLDM {sciLDM_version()} on {made}"
+    subtitle = f"Latent diffusion model, reported by sciLDM {__version__} on {made}"
     text = html.page(title, subtitle, html.facts(_head(run, card, summary, config)), parts)
     path = run / "report.html"
     partial = path.with_suffix(".partial")
@@ -88,12 +95,17 @@ def _head(
     where = done[-1].get("machine", {}) if done else {}
     total = sum(c.get("seconds") or 0.0 for c in done)
     hardware = [where.get("processor"), f"{where.get('cores')} cores" if where.get("cores") else None]
-    hardware += [f"{where['memory_gib']:.0f} GiB" if where.get("memory_gib") else None, where.get("accelerator")]
+    hardware += [
+        f"{where['memory [GiB]']:.0f} GiB" if where.get("memory [GiB]") else None,
+        where.get("accelerator"),
+    ]
     domain = config.get("domain", {})
     return {
-        "data": ", ".join([str(data.get("name", "")), *[f"{n:,} {split}" for split, n in sizes.items()]]).strip(", "),
+        "data": ", ".join(
+            [str(data.get("name", "")), *[f"{n:,} {split}" for split, n in sizes.items()]]
+        ).strip(", "),
         "domain": card.get("domain") or (domain.get("class_path") if isinstance(domain, Mapping) else domain),
-        "trained": f"{card['created']}" if card.get("created") else "not finished",
+        "trained": _date(card.get("created")) or "not finished",
         "training time": " + ".join(
             f"{html.duration(s['seconds'])} {name}"
             for name, s in zip(("autoencoder", "denoiser"), stages, strict=True)
@@ -114,7 +126,7 @@ def _notes(evaluation: Mapping[str, Any], *, finished: bool) -> list[Section]:
         notes.append("Training has not finished: there is no model yet.")
     parts = [evaluation.get("unconditional"), evaluation.get("conditional")]
     if finished and not any(parts):
-        notes.append("Nothing was evaluated yet: run `scildm evaluate` on this run, then report again.")
+        notes.append("Nothing was evaluated yet: run “scildm evaluate” on this run, then report again.")
     for part in parts:
         notes += (part or {}).get("failures", [])
     if not notes:
@@ -133,7 +145,12 @@ def _metrics(evaluation: Mapping[str, Any]) -> list[Section]:
         kind="soft",
     )
     settings = {**part.get("sampling", {}), **part.get("protocol", {}), "evaluated": part.get("created")}
-    return [Section("Metrics", text + html.table(part["rows"], _METRICS) + html.details("Protocol", html.facts(settings)))]
+    return [
+        Section(
+            "Metrics",
+            text + html.table(part["rows"], _METRICS) + html.details("Protocol", html.facts(settings)),
+        )
+    ]
 
 
 def _conditional(evaluation: Mapping[str, Any]) -> list[Section]:
@@ -142,7 +159,7 @@ def _conditional(evaluation: Mapping[str, Any]) -> list[Section]:
         return []
     text = html.paragraph(
         "Samples are asked for targets spread between the 5th and 95th percentile of the training data, one property "
-        "at a time. `unconditional` is the error of samples that were asked for nothing, against the same targets; "
+        "at a time. “Unconditional” is the error of samples that were asked for nothing, against the same targets; "
         "a ratio of 1 means that asking has no effect, 0 that every request is met exactly.",
         kind="soft",
     )
@@ -177,7 +194,11 @@ def _gate(summary: Mapping[str, Any], gate: Mapping[str, float]) -> list[Section
         "decoder. The denoiser is trained only if the gate is passed, or when told to go on regardless.",
         kind="soft",
     )
-    return [Section("Reconstruction gate", text + html.table(rows, ("score", "validation", "test", "gate", "passed")))]
+    return [
+        Section(
+            "Reconstruction gate", text + html.table(rows, ("score", "validation", "test", "gate", "passed"))
+        )
+    ]
 
 
 def _provenance(run: Path, card: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Section]:
@@ -199,8 +220,10 @@ def _provenance(run: Path, card: Mapping[str, Any], summary: Mapping[str, Any]) 
         weights = card.get("files", {}).get("model.safetensors", {})
         entries = {
             "model saved": card.get("created"),
-            "sciLDM": card.get("sciLDM") or sciLDM_version(),
-            "weights": f"{weights.get('bytes', 0) / 1e6:.1f} MB, sha256 {weights.get('sha256', '')}" if weights else None,
+            "sciLDM": card.get("sciLDM") or __version__,
+            "weights": f"{weights.get('bytes', 0) / 1e6:.1f} MB, sha256 {weights.get('sha256', '')}"
+            if weights
+            else None,
             "libraries": ", ".join(f"{k} {v}" for k, v in card.get("libraries", {}).items() if v),
             "data fingerprint": summary.get("data", {}).get("fingerprint"),
         }
@@ -214,6 +237,13 @@ def _configuration(config: Mapping[str, Any]) -> list[Section]:
     text = yaml.safe_dump(dict(config), sort_keys=False)
     body = html.details("Show the complete configuration", f"<pre>{html.escape(text)}</pre>")
     return [Section("Configuration", body)]
+
+
+def _date(text: Any) -> str:
+    try:
+        return datetime.fromisoformat(str(text)).strftime("%d %B %Y, %H:%M %Z").strip()
+    except ValueError:
+        return ""
 
 
 def _config(run: Path) -> dict[str, Any]:

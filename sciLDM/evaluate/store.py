@@ -10,13 +10,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, final
 
+from sciLDM import __version__
 from sciLDM.errors import ArtefactError
 
-__all__ = ["Stored", "commands", "machine", "peak_memory_gib", "plain", "record_command", "sciLDM_version"]
+__all__ = ["Stored", "commands", "machine", "peak_memory_gib", "plain", "record_command"]
 
 
 @final
@@ -56,9 +56,13 @@ class Stored:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ArtefactError(f"{self.path} is damaged ({error}); delete it and run `scildm evaluate` again") from error
+            raise ArtefactError(
+                f"{self.path} is damaged ({error}); delete it and run `scildm evaluate` again"
+            ) from error
         if not isinstance(content, dict):
-            raise ArtefactError(f"{self.path} is damaged: expected a mapping; delete it and run `scildm evaluate` again")
+            raise ArtefactError(
+                f"{self.path} is damaged: expected a mapping; delete it and run `scildm evaluate` again"
+            )
         return content
 
     def add(self, part: str, content: Mapping[str, Any], *, weights: str) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def record_command(folder: Path, command: str, seconds: float) -> None:
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
         "peak_memory_gib": round(peak_memory_gib(), 3),
-        "sciLDM": sciLDM_version(),
+        "sciLDM": __version__,
         "machine": machine(),
     }
     with (folder / "commands.jsonl").open("a", encoding="utf-8") as file:
@@ -134,7 +138,9 @@ def commands(folder: Path) -> list[dict[str, Any]]:
 
 def peak_memory_gib() -> float:
     """Largest resident memory so far of this process or of one of its children [GiB]."""
-    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    largest = max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return largest / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
@@ -151,7 +157,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+        found["memory [GiB]"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     if torch.cuda.is_available():
         found["accelerator"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return found
@@ -164,11 +170,3 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return (names[0] if names else "") or platform.processor() or platform.machine()
-
-
-def sciLDM_version() -> str:  # noqa: N802 - the package's own spelling
-    """Installed version, or `checkout`."""
-    try:
-        return version("sciLDM")
-    except PackageNotFoundError:
-        return "checkout"

@@ -33,7 +33,9 @@ class Autoguidance(Denoiser):
         super().__init__(good.schedule)
         self.good, self.bad, self.scale = good, bad, scale
 
-    def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]) -> Float[Tensor, "batch *shape"]:
+    def forward(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *shape"]:
         """Guided `x0_hat`."""
         good = self.good(x_t, t)
         if self.scale == 1.0:

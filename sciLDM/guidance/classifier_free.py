@@ -62,7 +62,9 @@ class ClassifierFree(Denoiser):
         self.memory = SelfConditioning(self_condition)
         self._branches = _branches(scale, frozenset(cond) - always)
 
-    def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]) -> Float[Tensor, "batch *shape"]:
+    def forward(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *shape"]:
         """Guided `x0_hat`."""
         inside = (t >= self.interval[0]) & (t <= self.interval[1])
         branches = self._branches if bool(inside.any()) else ()
@@ -90,7 +92,9 @@ class ClassifierFree(Denoiser):
         return x0.chunk(count)
 
 
-def _branches(scale: float | Mapping[str, float], guided: frozenset[str]) -> tuple[tuple[frozenset[str], float], ...]:
+def _branches(
+    scale: float | Mapping[str, float], guided: frozenset[str]
+) -> tuple[tuple[frozenset[str], float], ...]:
     """`(dropped conditions, w - 1)` for every estimate needed beside the fully conditioned one."""
     if not isinstance(scale, Mapping):
         return ((guided, scale - 1.0),) if guided and scale != 1.0 else ()

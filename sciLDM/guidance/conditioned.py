@@ -37,7 +37,9 @@ class Conditioned(Denoiser):
         self.mask = mask
         self.memory = SelfConditioning(self_condition)
 
-    def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]) -> Float[Tensor, "batch *shape"]:
+    def forward(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *shape"]:
         """`x0_hat` given the conditions."""
         x0 = self.denoiser(x_t, t, self.cond, self.mask, self.memory.recall(len(x_t), 1))
         self.memory.remember(x0)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sciLDM.conditions import Category, Condition, FieldMap, Scalar, Tokens, Vector, check_conditions
+from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.types import Cond
 
 __all__ = ["ConditionEmbedding", "Embedded", "FourierFeatures"]
@@ -63,7 +64,7 @@ class _LabelEmbedding(nn.Module):
         condition = self.condition
         if isinstance(condition, Category):
             present = label >= 0
-            vector = self.embed(label.clamp_min(0))
+            vector = self.embed(torch.where(present, label, torch.zeros_like(label)).long())
         elif isinstance(condition, Scalar):
             value = (label.float() - condition.mean) / condition.std
             present = value.isfinite()
@@ -88,7 +89,7 @@ class ConditionEmbedding(nn.Module):
         self.conditions = tuple(conditions)
         self.width = width
         self.labels = nn.ModuleDict(
-            {c.name: _LabelEmbedding(c, width) for c in self.conditions if not isinstance(c, FieldMap)}
+            {_key(c.name): _LabelEmbedding(c, width) for c in self.conditions if not isinstance(c, FieldMap)}
         )
 
     @property
@@ -101,6 +102,8 @@ class ConditionEmbedding(nn.Module):
         batch = like.shape[0]
         if not torch.compiler.is_compiling():
             check_conditions(cond, self.conditions, batch)
+            for condition in self.conditions:
+                _check_size(condition, cond.get(condition.name), like)
         vector = like.new_zeros(batch, self.width)
         tokens, masks, fields = [], [], []
         for condition in self.conditions:
@@ -108,7 +111,7 @@ class ConditionEmbedding(nn.Module):
             if isinstance(condition, FieldMap):
                 fields.append(_known_field(condition, label, like))
                 continue
-            module = self.labels[condition.name]
+            module = self.labels[_key(condition.name)]
             if isinstance(condition, Tokens):
                 if label is not None and label.shape[1]:
                     embedded, present = module(label)
@@ -127,6 +130,31 @@ class ConditionEmbedding(nn.Module):
             tokens=torch.cat(tokens, dim=1) if tokens else None,
             token_mask=torch.cat(masks, dim=1) if masks else None,
             fields=torch.cat(fields, dim=1) if fields else None,
+        )
+
+
+def _key(name: str) -> str:
+    """A condition's key in a ModuleDict, which refuses dots and the names of its own methods (a column "values")."""
+    return name if name and "." not in name and not hasattr(nn.ModuleDict(), name) else f"name_{name.encode().hex()}"
+
+
+def _check_size(condition: Condition, label: Tensor | None, like: Tensor) -> None:
+    if label is None:
+        return
+    if isinstance(condition, FieldMap):
+        expected = (condition.channels, *like.shape[2:])
+        if tuple(label.shape[1:]) != expected:
+            raise ShapeMismatch(
+                f"field {condition.name!r}: expected {expected} per sample, the latent's own grid, got "
+                f"{tuple(label.shape[1:])}; resample it"
+            )
+    elif isinstance(condition, Vector | Tokens) and label.shape[-1] != condition.size:
+        raise ShapeMismatch(f"condition {condition.name!r}: expected {condition.size} features, got {label.shape[-1]}")
+    # On a GPU the check would wait for the device at every step.
+    elif isinstance(condition, Category) and label.device.type == "cpu" and (label >= condition.classes).any():
+        raise ConfigError(
+            f"condition {condition.name!r}: expected a class from 0 to {condition.classes - 1}, or -1 for missing, "
+            f"got {label.max().item():g}"
         )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sciLDM.conditions import Condition
 from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.nets.conditioning import ConditionEmbedding, FourierFeatures
+from sciLDM.nets.norms import stacked_rms_norm
 from sciLDM.nets.positions import LearnedPositions, RotaryPositions, rotate
 from sciLDM.types import Cond
 
@@ -39,8 +40,10 @@ class _Attention(nn.Module):
         # PyTorch's fused attention for CPUs pads its blocks: in bfloat16 its backward pass takes several times as long
         # as the plain products, up to a few hundred tokens. Elsewhere it is the faster one.
         short = heads.device.type == "cpu" and heads.dtype == torch.bfloat16 and length <= 256
-        q, k, v = (heads.contiguous() if short else heads).unbind(0)
-        q, k = _rms(q, self.q_norm), _rms(k, self.k_norm)
+        heads = heads.contiguous() if short else heads
+        weights = torch.stack([self.q_norm.weight, self.k_norm.weight])
+        q, k = stacked_rms_norm(heads[:2], weights, self.q_norm.eps or 0.0).unbind(0)
+        v = heads[2]
         if rotary is not None:
             cos, sin = (angle.transpose(0, 1) for angle in rotary)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -51,11 +54,6 @@ class _Attention(nn.Module):
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-
-
-def _rms(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    # A weight of another type than the input's would cost PyTorch's fused kernel; sums are float32 either way.
-    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps).to(x.dtype)
 
 
 @final
@@ -108,6 +106,11 @@ class DiT(nn.Module):
             raise ConfigError(f"width must be heads times an even number, got width={width}, heads={heads}")
         if any(n % patch for n in shape):
             raise ConfigError(f"every axis of shape {tuple(shape)} must be a multiple of patch={patch}; pad the latent")
+        if positions == "rotary" and width // heads < 2 * len(shape):
+            raise ConfigError(
+                f"rotary positions need at least {2 * len(shape)} channels a head for {len(shape)} axes, got "
+                f"width={width}, heads={heads}; use fewer heads"
+            )
         self.channels, self.shape, self.patch = channels, tuple(shape), patch
         self.condition = ConditionEmbedding(conditions, width)
         cells = patch ** len(self.shape)
@@ -154,11 +157,16 @@ class DiT(nn.Module):
                 "was it made by another autoencoder?"
             )
         grid = x.shape[2:]
+        if any(n % self.patch for n in grid):
+            raise ShapeMismatch(f"every axis of grid {tuple(grid)} must be a multiple of patch={self.patch}; pad it")
         embedded = self.condition(cond, x)
         inputs = [x, torch.zeros_like(x) if previous is None else previous]
         if embedded.fields is not None:
             inputs.append(embedded.fields)
-        tokens = self.embed(_patchify(torch.cat(inputs, dim=1), self.patch))
+        cells_in = torch.cat(inputs, dim=1)
+        if mask is not None:  # a token may hold cells of both kinds
+            cells_in = cells_in.masked_fill(~mask.bool()[:, None], 0.0)
+        tokens = self.embed(_patchify(cells_in, self.patch))
         cells = tuple(n // self.patch for n in grid)
         if self.learned is not None:
             tokens = tokens + self.learned(cells).to(tokens.dtype)

@@ -81,7 +81,7 @@ class MaskedGroupNorm(nn.Module):
     ) -> Float[Tensor, "batch channel *shape"]:
         if present is None:
             return F.group_norm(x, self.groups, self.weight, self.bias, eps=1e-6)
-        grouped = x.float().unflatten(1, (self.groups, -1))
+        grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.groups, -1))
         known = present[:, None].to(grouped.dtype)
         axes = tuple(range(2, grouped.ndim))
         count = known.sum(dim=axes, keepdim=True).clamp_min(1.0) * grouped.shape[2]

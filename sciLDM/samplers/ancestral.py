@@ -35,10 +35,15 @@ class DDPM(Sampler):
         temperature: Standard deviation of every noise drawn.
     """
 
-    documented_steps: ClassVar[int] = 128
+    documented_steps: ClassVar[int] = 256
 
     def __init__(
-        self, *, steps: int = 128, grid: TimeGrid | None = None, data_std: float = 1.0, temperature: float = 1.0
+        self,
+        *,
+        steps: int = 256,
+        grid: TimeGrid | None = None,
+        data_std: float = 1.0,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(steps=steps, grid=grid or _GRID, temperature=temperature)
         if data_std < 0:

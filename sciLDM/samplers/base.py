@@ -8,7 +8,7 @@ with `theta` from pi/2 (noise) to 0 (clean). In these coordinates the probabilit
 `v = a eps - s x = (a y - x) / s` (TrigFlow, Lu & Song 2024, arXiv:2410.11081), finite at both ends; for data of unit
 variance `v = 0`. Each solver is written once, in `(a, s)`, and serves every schedule.
 
-Samplers assume latents of roughly unit variance: the start is `x_1 ~ N(0, alpha(1)^2 + sigma(1)^2)`, i.e. `y ~ N(0, 1)`.
+Samplers assume latents of roughly unit variance: the start is `x_1 ~ N(0, alpha(1)^2 + sigma(1)^2)`, `y ~ N(0, 1)`.
 Where `alpha(1) > 0`, the state should also have the mean `a E[x]`; the first estimate of the clean latent supplies it.
 The last call of the denoiser, at the least noisy level of the grid, is returned as it is: the clean state is the
 estimate `x0_hat` there. Samplers know nothing of conditions, masks or observations; those are in the denoiser.
@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -80,7 +81,7 @@ class Run:
     @property
     def steps(self) -> list[tuple[int, Level, Level]]:
         """`(i, from, to)` for every step but the last, which is the jump to the clean state."""
-        return [(i, *pair) for i, pair in enumerate(zip(self.levels[:-1], self.levels[1:], strict=True))]
+        return [(i, *pair) for i, pair in enumerate(pairwise(self.levels))]
 
     def noise(self, stream: str) -> Tensor:
         """Fresh normal noise of standard deviation `temperature`."""
@@ -171,8 +172,10 @@ class Sampler(ABC):
             dtype: Type of the state; float64 for studies of the solver itself.
         """
         times = self.grid(denoiser.schedule, self.steps).tolist()
-        if any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
-            raise ConfigError(f"{type(self.grid).__name__} gave times that do not decrease: {times}; use fewer steps")
+        if any(later >= earlier for earlier, later in pairwise(times)):
+            raise ConfigError(
+                f"{type(self.grid).__name__} gave times that do not decrease: {times}; use fewer steps"
+            )
         run = Run(
             denoiser=denoiser,
             levels=tuple(level_at(denoiser.schedule, t) for t in times),

@@ -23,7 +23,9 @@ from sciLDM.samplers.base import level_at
 
 __all__ = ["log_likelihood"]
 
-_LMBDA_RANGE = 7.0  # beyond it the density changes by less than 1e-5 nats per dimension for standardised latents
+_LMBDA_RANGE = (
+    7.0  # beyond it the density changes by less than 1e-5 nats per dimension for standardised latents
+)
 
 
 @final
@@ -124,7 +126,9 @@ def _rademacher(
     if probes is None:
         return None
     if probes < 1 or noise is None or ids is None:
-        raise ConfigError("Hutchinson's estimate needs probes >= 1 and both noise and ids; or leave probes out")
+        raise ConfigError(
+            "Hutchinson's estimate needs probes >= 1 and both noise and ids; or leave probes out"
+        )
     shape = tuple(x0.shape[1:])
     draws = [noise.uniform(ids, shape, f"probe {k}", device=x0.device, dtype=x0.dtype) for k in range(probes)]
     # Signs have the least variance of all probes: their squares are exactly 1.

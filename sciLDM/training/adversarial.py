@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -52,7 +51,9 @@ class AdversarialSettings:
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.start_step < 0:
-            raise ConfigError(f"weight and start_step must be 0 or more, got {self.weight} and {self.start_step}")
+            raise ConfigError(
+                f"weight and start_step must be 0 or more, got {self.weight} and {self.start_step}"
+            )
         if self.kind not in ("hinge", "non_saturating"):
             raise ConfigError(f"kind must be hinge or non_saturating, got {self.kind!r}")
 

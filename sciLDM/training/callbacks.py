@@ -81,22 +81,23 @@ class Recorder(Callback):
         settings, step, ending = stage.settings, stage.step, stage.stop_agreed
         # An interrupted run is not validated: who presses Ctrl-C does not want to wait, and resuming will validate.
         finished = stage.progress >= 1.0
+        metrics: dict[str, float] = {}
         if step % settings.log_every == 0 or finished:
-            self._log(trainer, stage, {f"train/{n.removeprefix('_')}": v for n, v in stage.window_means().items()})
-            extra = {f"train/{n}": v for n, v in stage.latest.items() if n != "loss"}
-            self._log(trainer, stage, {**extra, "seconds": round(stage.seconds, 2)})
+            metrics |= {
+                f"train/{name.removeprefix('_')}": mean for name, mean in stage.window_means().items()
+            }
+            metrics |= {f"train/{name}": value for name, value in stage.latest.items() if name != "loss"}
+            metrics["seconds"] = round(stage.seconds, 2)
         if step % settings.validate_every == 0 or finished:
             stage.validation = validate(stage, self.data)
-            self._log(trainer, stage, {f"val/{name}": value for name, value in stage.validation.items()})
+            metrics |= {f"val/{name}": value for name, value in stage.validation.items()}
+        for logger in trainer.loggers if metrics else ():
+            logger.log_metrics(metrics, step=step)
         if (step % settings.checkpoint_every == 0 or ending) and trainer.is_global_zero:
             write_checkpoint(self.checkpoint, stage, samples=self.samples)
         if ending:
             trainer.should_stop = True
             trainer.strategy.barrier("sciLDM checkpoint")
-
-    def _log(self, trainer: Trainer, stage: Stage, metrics: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=stage.step)
 
 
 @final
@@ -116,7 +117,7 @@ class ProgressBar(Callback):
             text = TextColumn("{task.fields[text]}")
             columns = (TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
             self._bar = Progress(*columns, console=self.console)
-            self._bar.add_task(stage.name, total=1.0, completed=stage.progress, text="")
+            self._bar.add_task(stage.name, total=1.0, text="")
             self._bar.start()
 
     def on_train_batch_end(
@@ -161,7 +162,9 @@ class Throughput(Callback):
         message: The line printed, or an empty string before it is known.
     """
 
-    def __init__(self, data: TrainingData, plan: BatchPlan, say: Callable[[str], None], *, steps: int = 5) -> None:
+    def __init__(
+        self, data: TrainingData, plan: BatchPlan, say: Callable[[str], None], *, steps: int = 5
+    ) -> None:
         self.data, self.plan, self.say, self.steps = data, plan, say, steps
         self.message = ""
         self._loader = 0.0
@@ -178,7 +181,9 @@ class Throughput(Callback):
                 break
         self._loader = max(1, stage.settings.workers) * loaded / max(time.perf_counter() - start, 1e-9)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._began = time.perf_counter()
 
     def on_train_batch_end(

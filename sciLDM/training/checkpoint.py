@@ -47,10 +47,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ArtefactError(f"cannot read checkpoint {path}: {error}. Delete it to start this stage anew") from error
+        raise ArtefactError(
+            f"cannot read checkpoint {path}: {error}. Delete it to start this stage anew"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ArtefactError(f"checkpoint {path}: expected format {_FORMAT}, got {found}; was it written by another version?")
+        raise ArtefactError(f"checkpoint {path}: expected format {_FORMAT}, got {found}; another version's?")
     return state
 
 

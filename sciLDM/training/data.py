@@ -60,7 +60,9 @@ class LatentData:
         parts = {**self.cond} if mask is None else {**self.cond, "mask": mask}
         for name, part in parts.items():
             if len(part) != len(z):
-                raise ShapeMismatch(f"{len(z)} latents, but {len(part)} of {name!r}; were they cached from the same split?")
+                raise ShapeMismatch(
+                    f"{len(z)} latents, but {len(part)} of {name!r}; are they of the same split?"
+                )
 
     def __len__(self) -> int:
         return len(self.z)
@@ -87,13 +89,15 @@ class _Planned(Dataset):
         return Batch(planned.step, planned.indices, self.data.fields(planned.indices))
 
 
-def make_loader(data: TrainingData, sampler: StepSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
+def make_loader(
+    data: TrainingData, sampler: StepSampler, *, workers: int = 0, pin: bool = False
+) -> DataLoader:
     """A loader whose items are the sampler's batches, in order."""
     return DataLoader(
         _Planned(data),
-        sampler=sampler,  # type: ignore[arg-type]
+        sampler=sampler,
         batch_size=None,
-        collate_fn=_as_is,
+        collate_fn=_as_is,  # pyright: ignore[reportArgumentType]  # one batch, not a list of samples
         num_workers=workers,
         pin_memory=pin,
         # Without a generator of its own a loader draws worker seeds from torch's global one.
@@ -116,6 +120,8 @@ def to_device(fields: Any, device: torch.device) -> Any:
     if isinstance(fields, (list, tuple)):
         return type(fields)(to_device(value, device) for value in fields)
     if dataclasses.is_dataclass(fields) and not isinstance(fields, type):
-        parts = {f.name: to_device(getattr(fields, f.name), device) for f in dataclasses.fields(fields) if f.init}
+        parts = {
+            f.name: to_device(getattr(fields, f.name), device) for f in dataclasses.fields(fields) if f.init
+        }
         return dataclasses.replace(fields, **parts)
     return fields

@@ -37,7 +37,9 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         names = list(self.shadow)
         weights = [self._parameters[name].detach().float() for name in names]
-        torch._foreach_lerp_([self.shadow[name] for name in names], weights, 1 - decay)
+        # One call for all parameters; torch has no public name for it.
+        shadows = [self.shadow[name] for name in names]
+        torch._foreach_lerp_(shadows, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.updates += 1
 
     @property
@@ -84,7 +86,9 @@ class EMA:
         """
         if state["shadow"].keys() != self.shadow.keys():
             other = sorted(state["shadow"].keys() ^ self.shadow.keys())[:3]
-            raise ArtefactError(f"the saved average belongs to another network: it differs in {', '.join(other)}")
+            raise ArtefactError(
+                f"the saved average belongs to another network: it differs in {', '.join(other)}"
+            )
         self.updates = state["updates"]
         for name, saved in state["shadow"].items():
             self.shadow[name].copy_(saved)

@@ -44,7 +44,9 @@ def learning_rate_factor(settings: StageSettings, step: int, progress: float) ->
         step: Step about to be made, from 0.
         progress: Share of the stage done, 0 to 1; the larger of steps and time.
     """
-    warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    # A short trial run of a long configuration must not end inside its warm-up.
+    warmup_steps = min(settings.warmup_steps, settings.max_steps // 10)
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     late = min(1.0, max(0.0, (progress - settings.decay_from) / (1 - settings.decay_from)))
     if settings.decay == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * late))

@@ -60,7 +60,9 @@ class BatchPlan:
         if epoch not in self._permutations:
             for old in [e for e in self._permutations if abs(e - epoch) > 1]:
                 del self._permutations[old]
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([abs(self.seed), epoch])))
+            generator = np.random.Generator(
+                np.random.Philox(np.random.SeedSequence([self.seed % 2**64, epoch]))
+            )
             self._permutations[epoch] = generator.permutation(self.count)
         return self._permutations[epoch]
 

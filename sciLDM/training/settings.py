@@ -14,7 +14,7 @@ class StageSettings:
     """How one stage (autoencoder or denoiser) is optimised.
 
     Raises:
-        ConfigError: A value out of range, or values that contradict each other.
+        ConfigError: A value out of range.
     """
 
     max_steps: int = 10_000
@@ -32,7 +32,7 @@ class StageSettings:
     """Peak learning rate of AdamW."""
 
     warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; at most a tenth of max_steps."""
 
     decay: Literal["cosine", "linear", "none"] = "cosine"
     """Shape of the final decay to 0."""
@@ -75,24 +75,41 @@ class StageSettings:
     """Steps between lines in metrics.csv; each holds the mean since the line before."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "validate_every", "checkpoint_every", "validation_samples", "log_every"):
+        for name in (
+            "max_steps",
+            "batch_size",
+            "validate_every",
+            "checkpoint_every",
+            "validation_samples",
+            "log_every",
+        ):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_steps", "workers", "weight_decay"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         rate = self.learning_rate
         _check("learning_rate", rate, rate > 0 and math.isfinite(rate), "a positive number")
-        _check("max_minutes", self.max_minutes, self.max_minutes is None or self.max_minutes > 0, "positive, or null")
+        _check(
+            "max_minutes",
+            self.max_minutes,
+            self.max_minutes is None or self.max_minutes > 0,
+            "positive, or null",
+        )
         _check("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "positive, or null")
-        _check("ema_decay", self.ema_decay, self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1), or null")
+        _check(
+            "ema_decay",
+            self.ema_decay,
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "in (0, 1), or null",
+        )
         _check("decay_from", self.decay_from, 0 <= self.decay_from < 1, "in [0, 1)")
-        _check("betas", self.betas, len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        _check(
+            "betas",
+            self.betas,
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "two numbers in [0, 1)",
+        )
         _check("decay", self.decay, self.decay in ("cosine", "linear", "none"), "cosine, linear or none")
         _check("precision", self.precision, self.precision in ("bf16", "fp32"), "bf16 or fp32")
-        if self.warmup_steps >= self.max_steps and self.max_steps > 1 and self.warmup_steps > 1:
-            raise ConfigError(
-                f"warmup_steps={self.warmup_steps} leaves nothing of max_steps={self.max_steps}; "
-                "lower warmup_steps (a few per cent of max_steps is usual)"
-            )
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,9 @@ class Stage(LightningModule, ABC):
     def window_means(self) -> dict[str, float]:
         """Means of the loss terms since the last call."""
         names = {name: None for terms in self._window for name in terms}
-        means = {n: float(torch.stack([terms[n] for terms in self._window if n in terms]).mean()) for n in names}
+        means = {
+            n: float(torch.stack([terms[n] for terms in self._window if n in terms]).mean()) for n in names
+        }
         self._window = []
         return means
 
@@ -166,14 +168,13 @@ class Stage(LightningModule, ABC):
 
     def state(self) -> dict[str, Any]:
         """Everything to continue from: tensors, numbers and strings only; the same during validation as after."""
-        optimisers = self.optimizers(use_pl_optimizer=False)
         return {
             "stage": self.name,
             "global_step": self.step,
             "seconds": self.seconds,
             "validation": dict(self.validation),
             "state_dict": self._trained_state_dict(self.state_dict()),
-            "optimizer_states": [o.state_dict() for o in (optimisers if isinstance(optimisers, list) else [optimisers])],
+            "optimizer_states": [optimiser.state_dict() for optimiser in self._optimisers()],
             "ema": None if self.ema is None else self.ema.state(),
         }
 
@@ -192,19 +193,27 @@ class Stage(LightningModule, ABC):
                 f"the checkpoint holds another network than the one configured; resume with the configuration of the "
                 f"run, or start a new run. {error}"
             ) from error
-        self.step, self.seconds, self.validation = state["global_step"], state["seconds"], dict(state["validation"])
+        self.step, self.seconds, self.validation = (
+            state["global_step"],
+            state["seconds"],
+            dict(state["validation"]),
+        )
         self.progress = self._progress(self.seconds)
         self._restored = state
         if state["ema"] is not None and self.settings.ema_decay is not None:
             self.ema = EMA(self.network, self.settings.ema_decay)
             self.ema.load(state["ema"])
 
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        optimisers = self.optimizers(use_pl_optimizer=False)
+        return optimisers if isinstance(optimisers, list) else [optimisers]
+
     def _trained_state_dict(self, weights: dict[str, Any]) -> dict[str, Any]:
         if self.ema is None or not self.ema.swapped:
             return weights
         return {**weights, **{f"network.{name}": p for name, p in self.ema.trained_weights().items()}}
 
-    # --- Lightning's hooks ----------------------------------------------------------------------------------------------
+    # --- Lightning's hooks --------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for the network, and one more for the discriminator if there is one."""
@@ -222,12 +231,7 @@ class Stage(LightningModule, ABC):
             if previous is not None:
                 self.ema.load(previous.state())
         if self._restored is not None:
-            optimisers = self.optimizers(use_pl_optimizer=False)
-            for optimiser, saved in zip(
-                optimisers if isinstance(optimisers, list) else [optimisers],
-                self._restored["optimizer_states"],
-                strict=True,
-            ):
+            for optimiser, saved in zip(self._optimisers(), self._restored["optimizer_states"], strict=True):
                 optimiser.load_state_dict(saved)
             self._restored = None
         self.stop_requested = self.stop_agreed = False

@@ -72,7 +72,9 @@ class AutoencoderStage(Stage):
         return scores
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16")
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"
+        )
 
 
 @final
@@ -118,10 +120,19 @@ class DenoiserStage(Stage):
         z, mask, cond = fields
         noise = NoiseSource(self.settings.seed).fork("denoiser validation")
         levels = [self._at_level(k, z, mask, cond, noise, indices) for k in range(len(LMBDA_EDGES) - 1)]
-        return {"loss": torch.stack(levels).mean(dim=0), **{f"loss_lmbda_{k}": v for k, v in enumerate(levels)}}
+        return {
+            "loss": torch.stack(levels).mean(dim=0),
+            **{f"loss_lmbda_{k}": v for k, v in enumerate(levels)},
+        }
 
     def _at_level(
-        self, k: int, z: Tensor, mask: Tensor | None, cond: Mapping[str, Tensor], noise: NoiseSource, indices: np.ndarray
+        self,
+        k: int,
+        z: Tensor,
+        mask: Tensor | None,
+        cond: Mapping[str, Tensor],
+        noise: NoiseSource,
+        indices: np.ndarray,
     ) -> Tensor:
         ids, shape = [int(i) for i in indices], tuple(z.shape[1:])
         u = noise.uniform(ids, (1,), f"level {k}", device=z.device)[:, 0]
@@ -129,7 +140,9 @@ class DenoiserStage(Stage):
         lmbda = LMBDA_EDGES[k] + (LMBDA_EDGES[k + 1] - LMBDA_EDGES[k]) * u
         schedule = self.denoiser.schedule
         t = schedule.t_of_lmbda(lmbda).clamp(*schedule.t_range)
-        draw = Draw(u=u, eps=eps, drops=torch.ones(len(z), 1 + len(self.conditions)).to(z), self_condition=False)
+        draw = Draw(
+            u=u, eps=eps, drops=torch.ones(len(z), 1 + len(self.conditions)).to(z), self_condition=False
+        )
         with self._precision():
             return self._yardstick.at(self.denoiser, z, t, draw, cond=cond, mask=mask)
 

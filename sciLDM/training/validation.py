@@ -33,13 +33,13 @@ def validate(stage: Stage, data: TrainingData) -> dict[str, float]:
     try:
         with torch.no_grad(), stage.averaged():
             for k, indices in enumerate(batches):
-                if k % world != stage.global_rank and k > 0:  # every process does batch 0: all must know the names
+                mine = k % world == stage.global_rank
+                if not mine and k > 0:  # batch 0 is done by all, so that all know the names
                     continue
-                weight = 1.0 if k % world == stage.global_rank else 0.0
                 fields = to_device(data.fields(indices), stage.device)
                 for name, values in stage.scores(fields, indices).items():
-                    total = weight * values.double().sum() if weight else torch.zeros((), dtype=torch.float64)
-                    totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + total.cpu()
+                    total = values.double().sum().cpu() if mine else torch.zeros((), dtype=torch.float64)
+                    totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + total
     finally:
         stage.train(training)
     names = sorted(totals)

@@ -25,7 +25,9 @@ def mixture(schedule: Schedule) -> MixtureDenoiser:
 
 @pytest.mark.parametrize("build", [gaussian, mixture])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
-def test_exact_to_a_thousandth_of_a_nat(schedule: Schedule, build: type[GaussianDenoiser | MixtureDenoiser]) -> None:
+def test_exact_to_a_thousandth_of_a_nat(
+    schedule: Schedule, build: type[GaussianDenoiser | MixtureDenoiser]
+) -> None:
     denoiser = build(schedule)
     x = denoiser.sample(NoiseSource(2), list(range(24)))
     error = (log_likelihood(denoiser, x) - denoiser.log_prob(x)).abs()
@@ -35,17 +37,19 @@ def test_exact_to_a_thousandth_of_a_nat(schedule: Schedule, build: type[Gaussian
 def test_float32_is_enough() -> None:
     denoiser = gaussian(CosineSchedule())
     x = denoiser.sample(NoiseSource(2), list(range(8)))
-    assert torch.allclose(log_likelihood(denoiser, x.float()).double(), denoiser.log_prob(x), rtol=0, atol=2e-3)
+    assert torch.allclose(
+        log_likelihood(denoiser, x.float()).double(), denoiser.log_prob(x), rtol=0, atol=2e-3
+    )
 
 
 def test_hutchinson_is_unbiased_and_per_sample() -> None:
     denoiser, ids = gaussian(RectifiedSchedule()), list(range(16))
     x = denoiser.sample(NoiseSource(2), ids)
-    estimate = log_likelihood(denoiser, x, steps=32, probes=64, noise=NoiseSource(1), ids=ids)
-    # The trace's off-diagonal part is what probes add as noise; at 64 probes it averages to a tenth of a nat.
-    assert float((estimate - denoiser.log_prob(x)).mean().abs()) < 0.06
-    assert float((estimate - denoiser.log_prob(x)).abs().max()) < 0.5
-    alone = log_likelihood(denoiser, x[5:6], steps=32, probes=64, noise=NoiseSource(1), ids=[5])
+    estimate = log_likelihood(denoiser, x, steps=24, probes=24, noise=NoiseSource(1), ids=ids)
+    # The trace's off-diagonal part is what probes add as noise; at 24 probes it averages to some tenths of a nat.
+    assert float((estimate - denoiser.log_prob(x)).mean().abs()) < 0.1
+    assert float((estimate - denoiser.log_prob(x)).abs().max()) < 0.8
+    alone = log_likelihood(denoiser, x[5:6], steps=24, probes=24, noise=NoiseSource(1), ids=[5])
     assert torch.allclose(alone, estimate[5:6], atol=1e-10)
 
 

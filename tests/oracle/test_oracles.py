@@ -21,14 +21,18 @@ def tweedie(log_prob: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
     return (x_t + sigma**2 * score) / alpha
 
 
-@pytest.mark.parametrize("schedule", [VPSchedule(), CosineSchedule(), EDMSchedule()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule", [VPSchedule(), CosineSchedule(), EDMSchedule()], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("time", [0.05, 0.4, 0.9])
 def test_denoisers_are_tweedie_of_their_own_noisy_density(schedule: Schedule, time: float) -> None:
     t = torch.full((8,), time, dtype=F64)
     alpha, sigma = (scale[0] for scale in schedule(t))
     x_t = NoiseSource(0).normal(range(8), (2,), dtype=F64).mul(torch.hypot(alpha, sigma)).requires_grad_()
 
-    noisy = torch.distributions.MultivariateNormal(alpha * MEAN, alpha**2 * COVARIANCE + sigma**2 * torch.eye(2))
+    noisy = torch.distributions.MultivariateNormal(
+        alpha * MEAN, alpha**2 * COVARIANCE + sigma**2 * torch.eye(2)
+    )
     expected = tweedie(noisy.log_prob(x_t), x_t, alpha, sigma)
     assert torch.allclose(GaussianDenoiser(MEAN, COVARIANCE, schedule)(x_t, t), expected, atol=1e-8)
 

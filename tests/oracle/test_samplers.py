@@ -4,7 +4,8 @@ With a Gaussian denoiser a sampler is an affine map of its noises. Feeding it un
 hence the exact mean and covariance of its samples: no Monte-Carlo error hides a bias.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -120,13 +121,10 @@ def draws(sampler: Sampler) -> int:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=name)
-@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS, ids=name)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
-def test_gaussian_to_one_percent(schedule: Schedule, parametrisation: Parametrisation, sampler: Sampler) -> None:
+def test_gaussian_to_one_percent(schedule: Schedule, sampler: Sampler) -> None:
     assert sampler.steps == sampler.documented_steps
-    net = OracleNet(GaussianDenoiser(MEAN, COVARIANCE, schedule), schedule, parametrisation)
-    denoiser = Conditioned(NetDenoiser(net, schedule, parametrisation))
-    mean, covariance = exact_moments(sampler, denoiser, draws(sampler))
+    mean, covariance = exact_moments(sampler, GaussianDenoiser(MEAN, COVARIANCE, schedule), draws(sampler))
     std = COVARIANCE.diagonal().sqrt()
     assert float(((mean - MEAN).abs() / std).max()) < 0.01
     assert float((covariance.diagonal().sqrt() / std - 1).abs().max()) < 0.01
@@ -137,12 +135,28 @@ def test_gaussian_to_one_percent(schedule: Schedule, parametrisation: Parametris
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=name)
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS, ids=name)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+def test_parametrisation_does_not_matter(
+    schedule: Schedule, parametrisation: Parametrisation, sampler: Sampler
+) -> None:
+    """A perfect network of any kind gives the exact denoiser's samples, from pure noise to clean, step for step."""
+    exact, ids, noise = GaussianDenoiser(MEAN, COVARIANCE, schedule), range(4), NoiseSource(1)
+    network = NetDenoiser(OracleNet(exact, schedule, parametrisation), schedule, parametrisation)
+    few = sampler.with_steps(5)
+    through_network = few(Conditioned(network), (2,), noise=noise, ids=ids, dtype=F64)
+    assert torch.allclose(
+        through_network, few(exact, (2,), noise=noise, ids=ids, dtype=F64), rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=name)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 def test_mixture_to_one_percent(schedule: Schedule, sampler: Sampler) -> None:
     denoiser = MixtureDenoiser(
         torch.tensor([0.3, 0.7]), torch.tensor([[-1.2], [0.6]]), torch.tensor([0.2, 0.35]), schedule
     )
-    count = 2_000 if sampler in ODE_SAMPLERS else 40_000
+    count = 2_000 if sampler in ODE_SAMPLERS else 16_000
     x = sampler(denoiser, (1,), noise=StratifiedNoise(5), ids=range(count), dtype=F64)[:, 0]
     mean, covariance = (moment.squeeze() for moment in denoiser.moments())
     std = covariance.sqrt()
@@ -153,7 +167,9 @@ def test_mixture_to_one_percent(schedule: Schedule, sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=name)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
-def test_grids_start_at_noise_and_decrease(schedule: Schedule, grid: UniformGrid | LogSNRGrid | KarrasGrid) -> None:
+def test_grids_start_at_noise_and_decrease(
+    schedule: Schedule, grid: UniformGrid | LogSNRGrid | KarrasGrid
+) -> None:
     for steps in (1, 2, 17):
         times = grid(schedule, steps)
         assert len(times) == steps
@@ -175,49 +191,96 @@ def flow_end(denoiser: GaussianDenoiser, sampler: Sampler, z: Tensor) -> Tensor:
     return denoiser(last.norm * y, times[-1].expand(len(z)))
 
 
+WHOLE = LogSNRGrid(
+    -10.0, 4.0
+)  # from the schedule's own noisy end: steps shrink everywhere as their number grows
+
+
 @pytest.mark.parametrize(
-    ("build", "low", "high"),
+    ("sampler", "order"),
     [
-        (DDIM, 0.9, 1.2),
-        (Euler, 0.9, 1.3),
-        (Heun, 1.8, 2.4),
-        (DPMSolverPP2M, 1.8, 2.4),
-        (lambda steps, grid: ReverseSDE(steps=steps, grid=grid, eta=0.0), 1.8, 2.4),
-        (lambda steps, grid: DPMSolverPP2MSDE(steps=steps, grid=grid, eta=0.0), 1.8, 2.4),
+        (DDIM(grid=WHOLE), 1),
+        (Euler(grid=WHOLE), 1),
+        (Heun(grid=WHOLE), 2),
+        (DPMSolverPP2M(grid=WHOLE), 2),
+        (DPMSolverPP2MSDE(grid=WHOLE, eta=0.0), 2),
+        (ReverseSDE(grid=WHOLE, eta=0.0), 2),
     ],
-    ids=["DDIM", "Euler", "Heun", "DPMSolverPP2M", "ReverseSDE-0", "DPMSolverPP2MSDE-0"],
+    ids=name,
 )
-@pytest.mark.parametrize("schedule", [VPSchedule(), CosineSchedule(), EDMSchedule()], ids=name)
-def test_order_of_convergence(schedule: Schedule, build: Callable[..., Sampler], low: float, high: float) -> None:
-    denoiser, ids = GaussianDenoiser(MEAN, COVARIANCE, schedule), range(16)
+@pytest.mark.parametrize("schedule", [VPSchedule(), EDMSchedule()], ids=name)
+def test_order_of_convergence(schedule: Schedule, sampler: Sampler, order: int) -> None:
+    check_order(schedule, sampler, order)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [(DDIM(grid=UniformGrid()), 1), (Euler(grid=UniformGrid()), 1), (Heun(grid=UniformGrid()), 2)],
+    ids=name,
+)
+@pytest.mark.parametrize("schedule", [CosineSchedule(), RectifiedSchedule()], ids=name)
+def test_order_of_convergence_where_alpha_vanishes(schedule: Schedule, sampler: Sampler, order: int) -> None:
+    check_order(schedule, sampler, order)
+
+
+def check_order(schedule: Schedule, sampler: Sampler, order: int) -> None:
+    denoiser, ids, noise = GaussianDenoiser(MEAN, COVARIANCE, schedule), range(16), NoiseSource(3)
+    z = noise.normal(ids, (2,), stream="start", dtype=F64)
     errors = []
-    for steps in (64, 128, 256):
-        sampler = build(steps=steps, grid=LogSNRGrid(-4.0, 4.0))
-        z = NoiseSource(3).normal(ids, (2,), stream="start", dtype=F64)
-        x = sampler(denoiser, (2,), noise=NoiseSource(3), ids=ids, dtype=F64)
-        errors.append(float((x - flow_end(denoiser, sampler, z)).square().mean().sqrt()))
-    order = torch.tensor(errors).log2().diff().neg()
-    assert low < float(order[-1]) < high, (errors, order)
+    for steps in (64, 128):
+        finer = sampler.with_steps(steps)
+        x = finer(denoiser, (2,), noise=noise, ids=ids, dtype=F64)
+        errors.append(float((x - flow_end(denoiser, finer, z)).square().mean().sqrt()))
+    measured = math.log2(errors[0] / errors[1])
+    assert order - 0.1 < measured < order + 0.2, (errors, measured)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (DDPM(grid=WHOLE), 1),
+        (DDIM(grid=WHOLE, eta=1.0), 1),
+        (ReverseSDE(grid=WHOLE), 2),
+        (ReverseSDE(grid=WHOLE, eta=0.5), 2),
+    ],
+    ids=name,
+)
+def test_weak_order_of_stochastic_samplers(sampler: Sampler, order: int) -> None:
+    """Order of the error of mean and covariance, both exact here."""
+    schedule = EDMSchedule()
+    denoiser = GaussianDenoiser(MEAN, COVARIANCE, schedule)
+    t = sampler.grid(schedule, 2)[-1:]
+    # What is sampled exactly would still be the estimate at the last level, slightly narrower than the data.
+    gain = denoiser.variances / (denoiser.variances + schedule.sigma(t) ** 2)
+    target = denoiser.axes @ torch.diag(gain * denoiser.variances) @ denoiser.axes.T
+    errors = []
+    for steps in (48, 96):
+        mean, covariance = exact_moments(sampler.with_steps(steps), denoiser, steps)
+        errors.append(float((covariance - target).norm() + (mean - MEAN).norm()))
+    measured = math.log2(errors[0] / errors[1])
+    assert order - 0.2 < measured < order + 0.5, (errors, measured)
 
 
 @pytest.mark.parametrize("sampler", [DDPM(), Euler(), Heun(), ReverseSDE(), ReverseSDE(eta=2.0)], ids=name)
 @pytest.mark.parametrize("steps", [2, 5, 50])
 def test_latents_of_unit_variance_are_exact_but_for_the_last_estimate(sampler: Sampler, steps: int) -> None:
-    few = type(sampler)(steps=steps, eta=sampler.eta) if isinstance(sampler, ReverseSDE) else type(sampler)(steps=steps)
-    schedule = CosineSchedule()
+    few, schedule = sampler.with_steps(steps), CosineSchedule()
     denoiser = GaussianDenoiser(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64), schedule)
-    mean, covariance = exact_moments(few, denoiser, draws(sampler) if steps == 50 else steps)
+    mean, covariance = exact_moments(few, denoiser, steps)
     # E[x | x_t] = a y there, and a = 1 - 2e-5 at the grid's last level
     last = level_at(schedule, float(few.grid(schedule, steps)[-1])).a
     assert torch.allclose(covariance, last**2 * torch.eye(2, dtype=F64), atol=1e-12)
     assert torch.allclose(mean, torch.zeros(2, dtype=F64), atol=1e-12)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS + [Euler(churn=20.0), Heun(churn=20.0), DDIM(eta=0.7)], ids=name)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, Euler(churn=20.0), Heun(churn=20.0), DDIM(eta=0.7)], ids=name)
 def test_a_sample_does_not_depend_on_its_batch(sampler: Sampler) -> None:
-    few = DDIM(steps=6, eta=0.7) if sampler.__dict__.get("eta") == 0.7 else sampler
+    few = sampler.with_steps(6)
     denoiser = MixtureDenoiser(
-        torch.tensor([0.3, 0.7]), torch.tensor([[-1.2, 0.0], [0.6, 1.0]]), torch.tensor([0.2, 0.35]), EDMSchedule()
+        torch.tensor([0.3, 0.7]),
+        torch.tensor([[-1.2, 0.0], [0.6, 1.0]]),
+        torch.tensor([0.2, 0.35]),
+        EDMSchedule(),
     )
     together = few(denoiser, (2,), noise=NoiseSource(1), ids=[5, 0, 9], dtype=F64)
     alone = torch.cat([few(denoiser, (2,), noise=NoiseSource(1), ids=[i], dtype=F64) for i in (0, 9, 5)])
@@ -231,10 +294,14 @@ def test_churn_keeps_the_distribution(schedule: Schedule, churn: float) -> None:
     mean, covariance = exact_moments(sampler, GaussianDenoiser(MEAN, COVARIANCE, schedule), sampler.steps)
     assert float(((mean - MEAN).abs() / COVARIANCE.diagonal().sqrt()).max()) < 0.01
     assert float((covariance.diagonal() / COVARIANCE.diagonal() - 1).abs().max()) < 0.02
-    assert not torch.allclose(covariance, exact_moments(Heun(steps=96), GaussianDenoiser(MEAN, COVARIANCE, schedule), 1)[1])
+    assert not torch.allclose(
+        covariance, exact_moments(Heun(steps=96), GaussianDenoiser(MEAN, COVARIANCE, schedule), 1)[1]
+    )
 
 
-@pytest.mark.parametrize("sampler", [Euler(temperature=0.5), DDPM(temperature=0.5), ReverseSDE(temperature=0.5)], ids=name)
+@pytest.mark.parametrize(
+    "sampler", [Euler(temperature=0.5), DDPM(temperature=0.5), ReverseSDE(temperature=0.5)], ids=name
+)
 def test_temperature_scales_the_spread(sampler: Sampler) -> None:
     denoiser = GaussianDenoiser(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64), VPSchedule())
     _, covariance = exact_moments(sampler, denoiser, sampler.steps)
@@ -258,10 +325,21 @@ def test_levels_are_exact_at_both_ends() -> None:
 
 def test_callback_hears_every_step_and_the_sample_last() -> None:
     denoiser = GaussianDenoiser(MEAN, COVARIANCE, EDMSchedule())
-    for sampler in (DDPM(steps=4), DDIM(steps=4), Euler(steps=4), Heun(steps=4), DPMSolverPP2M(steps=4), ReverseSDE(steps=4)):
+    for sampler in (
+        DDPM(steps=4),
+        DDIM(steps=4),
+        Euler(steps=4),
+        Heun(steps=4),
+        DPMSolverPP2M(steps=4),
+        ReverseSDE(steps=4),
+    ):
         heard: list[tuple[int, int, Tensor]] = []
         x = sampler(
-            denoiser, (2,), noise=NoiseSource(0), ids=[0], callback=lambda i, n, x0, heard=heard: heard.append((i, n, x0))
+            denoiser,
+            (2,),
+            noise=NoiseSource(0),
+            ids=[0],
+            callback=lambda i, n, x0, heard=heard: heard.append((i, n, x0)),
         )
         assert [(i, n) for i, n, _ in heard] == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert torch.equal(heard[-1][2], x)

@@ -64,7 +64,8 @@ def test_two_optimisers_count_as_one_step_and_resume_exactly(tmp_path: Path) -> 
         assert torch.equal(value, weights(resumed)[name]), name
     pairs = list(zip(whole.adversary.parameters(), resumed.adversary.parameters(), strict=True))
     assert all(torch.equal(p, q) for p, q in pairs)
-    assert not any(torch.equal(p, q) for p, q in zip(critic, whole.adversary.parameters(), strict=True))
+    # Its matrices moved; the last bias need not (hinge gradients of real and fake cancel there).
+    assert not any(torch.equal(c, p) for c, (p, _) in zip(critic, pairs, strict=True) if p.ndim == 2)
     assert "adversarial" not in " ".join(whole.network.state_dict())
 
 

@@ -52,7 +52,8 @@ def test_swap_shows_the_average_and_restores_bit_for_bit_even_after_an_error() -
 
     with pytest.raises(KeyError):
         look()
-    assert torch.equal(net.weight, raw) and not ema.swapped
+    assert torch.equal(net.weight, raw)
+    assert not ema.swapped
     assert not torch.equal(net.weight, ema.shadow["weight"])
 
 

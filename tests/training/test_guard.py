@@ -29,7 +29,8 @@ def test_bad_sample_is_named_and_the_checkpoint_stays_good(tmp_path: Path) -> No
     assert "diverged at step 8" in message
     assert f"loss term 'right' is not finite in 1 of 8 samples for training samples [{indices[1]}]" in message
     assert ", ".join(str(i) for i in indices) in message
-    assert "lower learning_rate" in message and "precision: fp32" in message
+    assert "lower learning_rate" in message
+    assert "precision: fp32" in message
     saved = torch.load(tmp_path / "a/last.ckpt", weights_only=True)
     assert saved["global_step"] == 6
     assert all(torch.isfinite(v).all() for v in saved["state_dict"].values())
@@ -40,15 +41,25 @@ def test_bad_sample_is_named_and_the_checkpoint_stays_good(tmp_path: Path) -> No
 class Spoil(Callback):
     """Write an infinite weight after step 4."""
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if pl_module.step == 4:
             with torch.no_grad():
                 pl_module.network.dec.weight[0, 0] = float("inf")
 
 
 def test_bad_weights_are_named_before_what_follows_from_them(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match="step 4: the weights of 'dec.weight'"):
-        run_stage(autoencoder_stage(), PointData(), PointData(), SETTINGS, QUIET, tmp_path / "a", callbacks=[Spoil()])
+    with pytest.raises(TrainingDiverged, match=r"step 4: the weights of 'dec\.weight'"):
+        run_stage(
+            autoencoder_stage(),
+            PointData(),
+            PointData(),
+            SETTINGS,
+            QUIET,
+            tmp_path / "a",
+            callbacks=[Spoil()],
+        )
 
 
 def test_bad_gradient_of_a_finite_loss_is_named() -> None:

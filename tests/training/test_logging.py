@@ -41,7 +41,11 @@ def test_csv_continues_and_drops_what_will_be_redone(tmp_path: Path) -> None:
         file.write("4")  # a line cut short by a crash
     second = CsvLogger(path, 2)
     second.log_metrics({"a": 30.0, "c": 1.0}, step=3)
-    assert [(r["step"], r["a"], r["c"]) for r in read(path)] == [("1", "1", ""), ("2", "2", ""), ("3", "30", "1")]
+    assert [(r["step"], r["a"], r["c"]) for r in read(path)] == [
+        ("1", "1", ""),
+        ("2", "2", ""),
+        ("3", "30", "1"),
+    ]
     CsvLogger(path, 0).log_metrics({"a": 5.0}, step=1)  # a new training starts a new file
     assert len(read(path)) == 1
 
@@ -66,7 +70,8 @@ def test_quiet_but_for_the_speed_check(tmp_path: Path, capfd: pytest.CaptureFixt
     printed = capfd.readouterr()
     assert printed.out == ""
     assert " ".join(printed.err.split()) == result.throughput
-    assert result.throughput.startswith("autoencoder: loader ") and "is the bottleneck" in result.throughput
+    assert result.throughput.startswith("autoencoder: loader ")
+    assert "is the bottleneck" in result.throughput
     assert logging.getLogger("lightning.pytorch").level == level
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["last.ckpt", "metrics.csv"]
 
@@ -92,4 +97,6 @@ def test_bar_shows_step_and_loss(tmp_path: Path) -> None:
     )
     console.file.close()
     screen = console.export_text()
-    assert "5/5 loss" in screen and "it/s" in screen and "val " in screen
+    assert "5/5 loss" in screen
+    assert "it/s" in screen
+    assert "val " in screen

@@ -69,8 +69,11 @@ def test_nested_fields_move() -> None:
     meta = torch.device("meta")
     fields = {"a": [torch.ones(2), (torch.ones(1), "text")], "b": Points(torch.ones(3)), "c": None}
     moved = to_device(fields, meta)
-    assert moved["a"][0].is_meta and moved["a"][1][0].is_meta and moved["b"].x.is_meta
-    assert moved["a"][1][1] == "text" and moved["c"] is None
+    assert moved["a"][0].is_meta
+    assert moved["a"][1][0].is_meta
+    assert moved["b"].x.is_meta
+    assert moved["a"][1][1] == "text"
+    assert moved["c"] is None
 
 
 def test_latents_and_labels_must_belong_together() -> None:

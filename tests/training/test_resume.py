@@ -36,7 +36,9 @@ class At(Callback):
     def __init__(self, step: int, action: Callable[[Stage], Any]) -> None:
         self.step, self.action = step, action
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if pl_module.step == self.step:
             self.action(pl_module)
 
@@ -66,7 +68,9 @@ def without_time(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm under autocast
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # torch's RMSNorm under autocast
 @pytest.mark.parametrize(("make", "data"), STAGES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, make: Any, data: Any, precision: str) -> None:
@@ -94,7 +98,10 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, make: Any, data: Any, prec
     assert same(whole.ema.state(), resumed.ema.state())
     assert same(without_time(tmp_path / "whole/last.ckpt"), without_time(folder / "last.ckpt"))
     # The log reads as if nothing had happened, too.
-    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(f)] for f in (tmp_path / "whole", folder)]
+    logs = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in rows(f)]
+        for f in (tmp_path / "whole", folder)
+    ]
     assert logs[0] == logs[1]
     assert [row["step"] for row in logs[0]] == [str(k) for k in range(1, 21)]
 
@@ -111,7 +118,9 @@ def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     term = At(5, lambda stage: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as exit_:
-        run_stage(autoencoder_stage(), PointData(), PointData(), SETTINGS, QUIET, tmp_path / "a", callbacks=[term])
+        run_stage(
+            autoencoder_stage(), PointData(), PointData(), SETTINGS, QUIET, tmp_path / "a", callbacks=[term]
+        )
     assert exit_.value.code == 143
     assert torch.load(tmp_path / "a/last.ckpt", weights_only=True)["global_step"] == 6
     assert signal.getsignal(signal.SIGTERM) is before
@@ -157,8 +166,16 @@ def test_longer_training_continues_a_finished_one(tmp_path: Path) -> None:
 
 
 def test_time_limit_ends_an_annealed_training(tmp_path: Path) -> None:
-    options = {**vars(SETTINGS), "max_steps": 10**6, "max_minutes": 0.5 / 60, "decay": "linear", "log_every": 1}
-    result = run_stage(autoencoder_stage(), PointData(), PointData(), StageSettings(**options), QUIET, tmp_path / "a")
+    options = {
+        **vars(SETTINGS),
+        "max_steps": 10**6,
+        "max_minutes": 0.5 / 60,
+        "decay": "linear",
+        "log_every": 1,
+    }
+    result = run_stage(
+        autoencoder_stage(), PointData(), PointData(), StageSettings(**options), QUIET, tmp_path / "a"
+    )
     assert result.steps < 10**5
     rates = [float(r["train/lr"]) for r in rows(tmp_path / "a")]
     assert rates[-1] < 0.2 * max(rates)
@@ -167,8 +184,8 @@ def test_time_limit_ends_an_annealed_training(tmp_path: Path) -> None:
 
 def test_mistakes_on_resume_are_refused(tmp_path: Path) -> None:
     data, folder = PointData(), tmp_path / "a"
+    stop = At(3, lambda stage: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        stop = At(3, lambda stage: os.kill(os.getpid(), signal.SIGINT))
         run_stage(autoencoder_stage(), data, data, SETTINGS, QUIET, folder, callbacks=[stop])
     with pytest.raises(ConfigError, match="already holds a training"):
         run_stage(autoencoder_stage(), data, data, SETTINGS, QUIET, folder)

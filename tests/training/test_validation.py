@@ -42,7 +42,9 @@ def test_untrained_network_scores_one_at_every_level(schedule: Any) -> None:
 def test_perfect_estimate_of_point_data_scores_zero(parametrisation: Any) -> None:
     # All latents are 0, so x0_hat = 0 is exact; a network that answers with what stands for 0 scores 0 everywhere.
     class Oracle(torch.nn.Module):
-        def forward(self, x: Any, c_noise: Any, cond: Any = None, mask: Any = None, previous: Any = None) -> Any:
+        def forward(
+            self, x: Any, c_noise: Any, cond: Any = None, mask: Any = None, previous: Any = None
+        ) -> Any:
             # x = c_in x_t; c_skip x_t + c_out F = 0 with c_noise = lmbda / 4 and alpha^2 + sigma^2 = 1, so c_in = 1.
             t = schedule.t_of_lmbda(4 * c_noise)
             _, skip, out, _ = parametrisation.network(schedule, t)
@@ -70,7 +72,9 @@ def test_scores_do_not_depend_on_batch_size_or_on_when_they_are_made() -> None:
 def test_validation_samples_are_spread_and_capped() -> None:
     assert list(validation_indices(5, 100)) == [0, 1, 2, 3, 4]
     chosen = validation_indices(1000, 64)
-    assert len(chosen) == 64 and chosen[0] == 0 and chosen[-1] == 999
+    assert len(chosen) == 64
+    assert chosen[0] == 0
+    assert chosen[-1] == 999
     assert np.diff(chosen).max() <= 17
 
 
@@ -79,7 +83,8 @@ def test_each_sample_is_scored_once_and_the_mode_is_restored() -> None:
     stage.train()
     scores = validate(alone(stage, batch_size=10), data)
     assert sorted(data.seen) == list(range(48))
-    assert stage.training and stage.network.enc[2].training
+    assert stage.training
+    assert stage.network.enc[2].training
     stage.eval()
     with torch.no_grad():
         decoded = stage.network.decode(stage.network.code(data.fields(np.arange(48)))[0], None)
@@ -97,13 +102,21 @@ def test_validation_sees_the_average_and_training_the_weights(tmp_path: Path) ->
     raw = validate(alone(stage, batch_size=8), data)  # a fit's trainer is gone; the average is still there
     assert raw == pytest.approx(result.validation, rel=1e-5)
     stage.ema = None
-    assert validate(alone(stage, batch_size=8), data)["loss"] != pytest.approx(result.validation["loss"], rel=1e-2)
+    assert validate(alone(stage, batch_size=8), data)["loss"] != pytest.approx(
+        result.validation["loss"], rel=1e-2
+    )
 
 
 def test_training_learns_and_logs_every_level(tmp_path: Path) -> None:
     data = latents()
     settings = StageSettings(
-        max_steps=60, batch_size=32, warmup_steps=5, learning_rate=1e-2, validate_every=20, log_every=20, ema_decay=0.9
+        max_steps=60,
+        batch_size=32,
+        warmup_steps=5,
+        learning_rate=1e-2,
+        validate_every=20,
+        log_every=20,
+        ema_decay=0.9,
     )
     stage = denoiser_stage(self_condition=0.0)
     before = validate(alone(stage, batch_size=48), data)
@@ -127,7 +140,8 @@ def test_training_precision_does_not_leak_into_sampling(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's RMSNorm under autocast
         loss = stage.loss_terms((z, mask, cond), torch.Generator().manual_seed(0))["diffusion"]
-    assert set(kinds) == {torch.bfloat16} and loss.dtype == torch.float32
+    assert set(kinds) == {torch.bfloat16}
+    assert loss.dtype == torch.float32
     assert stage.denoiser.autocast_dtype is None
 
 

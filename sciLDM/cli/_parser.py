@@ -1,0 +1,267 @@
+"""Arguments of all commands. Parsing imports no heavy library, so `--help` and mistakes answer at once."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import NoReturn, final
+
+from sciLDM import __version__
+from sciLDM.errors import ConfigError
+
+__all__ = ["COMMANDS", "UsageError", "near", "parse"]
+
+COMMANDS = {
+    "fit": "train a model from a configuration",
+    "sample": "draw samples from a model, with or without conditions",
+    "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
+    "report": "write one HTML file about a run",
+    "domains": "list the domain adapters and whether they can be used",
+    "models": "list the models that come with the package",
+    "demo": "train, evaluate and report a small molecular model from start to end",
+}
+
+
+@final
+class UsageError(ConfigError):
+    """A command line that cannot be understood."""
+
+
+@final
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def options(self) -> list[str]:
+        """All option strings."""
+        return [name for action in self._actions for name in action.option_strings]
+
+
+def near(wrong: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` when something known is similar, whatever its case; else an empty string."""
+    folded = {name.lower(): name for name in known}
+    wrong = wrong.lower()
+    found = difflib.get_close_matches(wrong, folded, n=3, cutoff=0.55)
+    best = difflib.SequenceMatcher(a=wrong, b=found[0]).ratio() if found else 0.0
+    found = [name for name in found if difflib.SequenceMatcher(a=wrong, b=name).ratio() > best - 0.08]
+    return f"; did you mean {' or '.join(folded[name] for name in found)}?" if found else ""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command named first; `run_command` is the function that runs it.
+
+    Raises:
+        UsageError: An unknown command or option (near ones are named), or a missing or malformed value.
+    """
+    head = _head()
+    named = next((a for a in argv if not a.startswith("-")), None)
+    if named is None or named not in COMMANDS:
+        known, rest = head.parse_known_args([a for a in argv if a.startswith("-")])
+        if named is not None:
+            raise UsageError(f"no command {named!r}{near(named, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+        if rest:
+            raise UsageError(f"no option {rest[0]!r}{near(rest[0], head.options())} (see `scildm --help`)")
+        known.run_command = lambda _args: head.print_help()
+        return known
+    at = list(argv).index(named)
+    before, after = list(argv[:at]), list(argv[at + 1 :])
+    wrong = head.parse_known_args(before)[1]
+    if wrong:
+        raise UsageError(f"no option {wrong[0]!r}{near(wrong[0], head.options())} (see `scildm --help`)")
+    parser = _command_parser(named)
+    args, unknown = parser.parse_known_args(after)
+    args.debug = args.debug or "--debug" in before
+    if named == "fit":
+        from sciLDM.cli._overrides import parse_overrides
+
+        args.overrides = parse_overrides([*args.set, *unknown], parser.options())
+    elif unknown:
+        raise UsageError(_unknown(unknown[0], parser))
+    args.run_command = _runner(named)
+    return args
+
+
+def _unknown(token: str, parser: _Parser) -> str:
+    name = token.partition("=")[0]
+    if not name.startswith("-"):
+        return f"unexpected argument {token!r} (see `{parser.prog} --help`)"
+    hint = near(name, parser.options())
+    listed = ", ".join(o for o in parser.options() if o.startswith("--"))
+    return f"no option {name!r}{hint} (options of `{parser.prog}`: {listed})"
+
+
+_MODULES = {"models": "sciLDM.cli._shipped"}
+
+
+def _runner(command: str) -> Callable[[argparse.Namespace], int | None]:
+    return getattr(import_module(_MODULES.get(command, f"sciLDM.cli._{command}")), "run")  # noqa: B009 - a module is no typed object
+
+
+def _head() -> _Parser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items())
+    parser = _Parser(
+        prog="scildm",
+        usage="scildm COMMAND ...",
+        description="Latent diffusion on scientific data.",
+        epilog=f"commands:\n{listed}\n\n`scildm COMMAND --help` explains a command and its options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"sciLDM {__version__}", help="print the version"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return parser
+
+
+def _command_parser(command: str) -> _Parser:
+    parser = _Parser(
+        prog=f"scildm {command}",
+        description=COMMANDS[command][0].upper() + COMMANDS[command][1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    _ADD[command](parser)
+    return parser
+
+
+def _fit(p: _Parser) -> None:
+    p.usage = "scildm fit CONFIG [--output RUN] [--denoiser_stage.max_steps=100 ...]"
+    p.epilog = (
+        "Any option of the configuration can be set here by its dotted name:\n"
+        "  scildm fit configs/molecules/demo.yaml --denoiser_stage.max_steps=100 --seed 1\n"
+        "`scildm fit CONFIG --print-config` shows all of them with their values.\n"
+        "An interrupted run is continued by the same command."
+    )
+    p.add_argument("config", metavar="CONFIG", help="YAML file of the experiment, see configs/")
+    p.add_argument("--output", "-o", metavar="RUN", help="run folder (default: runs/<name of CONFIG>)")
+    p.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="options of the configuration, for instance --set denoiser_stage.max_steps=100 seed=1",
+    )  # fmt: skip
+    p.add_argument(
+        "--threads", type=_positive, metavar="N", help="processor threads (default: torch decides)"
+    )
+    p.add_argument("--print-config", action="store_true", help="print the complete configuration and stop")
+
+
+def _model(p: _Parser) -> None:
+    p.add_argument(
+        "run", metavar="RUN", help="run folder, model folder, or name of a shipped model (`scildm models`)"
+    )
+
+
+def _sampling(p: _Parser) -> None:
+    p.add_argument(
+        "--guidance", action="append", default=[], metavar="W",
+        help="how much to insist on conditions: a number for all, or NAME=W, repeated (1: no extra insistence)",
+    )  # fmt: skip
+    p.add_argument(
+        "--steps", type=_positive, metavar="N", help="denoiser calls per sample (default: the model's own)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (default: 0)")
+    p.add_argument(
+        "--batch-size", type=_positive, default=512, metavar="N", help="samples at once (default: 512)"
+    )
+    p.add_argument(
+        "--threads", type=_positive, metavar="N", help="processor threads (default: torch decides)"
+    )
+    p.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)"
+    )
+    p.add_argument(
+        "--bf16", action="store_true", help="run the denoising network in bfloat16: faster, nearly the same"
+    )
+
+
+def _sample(p: _Parser) -> None:
+    p.usage = "scildm sample RUN [-n N] [--cond NAME=VALUE ...] [--guidance W] [--output FILE]"
+    _model(p)
+    p.add_argument(
+        "-n", "--number", type=_positive, default=100, metavar="N", help="how many samples (default: 100)"
+    )
+    p.add_argument(
+        "--cond", action="append", default=[], metavar="NAME=VALUE",
+        help="ask for a property, in the data's own units; repeat for several (any subset of the model's conditions)",
+    )  # fmt: skip
+    _sampling(p)
+    p.add_argument(
+        "--output", "-o", metavar="FILE", help="write the samples; the ending decides (.csv, .smi, .sdf, ...)"
+    )
+    p.add_argument("--conformers", action="store_true", help="3-D structures in an .sdf file (molecules)")
+
+
+def _evaluate(p: _Parser) -> None:
+    p.usage = "scildm evaluate RUN [-n N | --samples FILE] [--targets NAME,NAME ...]"
+    _model(p)
+    p.add_argument(
+        "-n", "--number", type=_positive, metavar="N",
+        help="samples to draw and score (default: 10000, or none when only --targets is given)",
+    )  # fmt: skip
+    p.add_argument(
+        "--samples", metavar="FILE", help="score these samples instead, a .csv written by `scildm sample`"
+    )
+    p.add_argument(
+        "--targets", metavar="NAMES",
+        help="properties to ask for, separated by commas, or `all`: compares requested with realised values",
+    )  # fmt: skip
+    p.add_argument(
+        "--per-target", type=_positive, default=100, metavar="N", help="samples per target (default: 100)"
+    )
+    _sampling(p)
+    p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
+
+
+def _report(p: _Parser) -> None:
+    _model(p)
+    p.add_argument(
+        "--output", "-o", metavar="FOLDER", help="folder with the results (default: the run folder)"
+    )
+
+
+def _demo(p: _Parser) -> None:
+    p.epilog = "What is finished is skipped, so an interrupted demo is continued by the same command."
+    p.add_argument(
+        "--output", "-o", default="runs/demo", metavar="RUN", help="run folder (default: runs/demo)"
+    )
+    p.add_argument(
+        "-n",
+        "--number",
+        type=_positive,
+        default=10_000,
+        metavar="N",
+        help="samples to score (default: 10000)",
+    )
+    p.add_argument(
+        "--per-target", type=_positive, default=100, metavar="N", help="samples per target (default: 100)"
+    )
+    p.add_argument(
+        "--threads", type=_positive, metavar="N", help="processor threads (default: torch decides)"
+    )
+
+
+def _nothing(p: _Parser) -> None:
+    """No arguments."""
+
+
+_ADD: dict[str, Callable[[_Parser], None]] = {
+    "fit": _fit,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "report": _report,
+    "domains": _nothing,
+    "models": _nothing,
+    "demo": _demo,
+}
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text.replace("_", ""))
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return value
