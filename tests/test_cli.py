@@ -3,8 +3,11 @@
 Models are stand-ins that record how they were called, so that nothing is trained here.
 """
 
+import importlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +25,9 @@ from sciLDM.domain import Evaluation
 from sciLDM.errors import ConfigError, MissingExtra
 from sciLDM.evaluate.hooks import ConditionalEvaluation
 from sciLDM.evaluate.store import Stored
+
+FIT = importlib.import_module("sciLDM.fit")
+"""The module; the attribute `sciLDM.fit` is the function."""
 
 
 class Samples:
@@ -177,7 +183,7 @@ def test_fit_hands_over_config_and_overrides(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[Any, Path]] = []
-    monkeypatch.setattr("sciLDM.fit.fit", lambda full, output, **_: calls.append((full, output)))
+    monkeypatch.setattr(FIT, "fit", lambda full, output, **_: calls.append((full, output)))
     monkeypatch.chdir(tmp_path)
     argv = [
         "fit",
@@ -230,7 +236,7 @@ def test_interruption_is_130_and_recorded(
         (output / "config.yaml").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sciLDM.fit.fit", stop)
+    monkeypatch.setattr(FIT, "fit", stop)
     assert main(["fit", str(config), "--output", str(tmp_path / "run")]) == 130
     assert "interrupted; run the same command again to continue" in said(capsys)
     entry = json.loads((tmp_path / "run" / "commands.jsonl").read_text())
@@ -242,7 +248,7 @@ def test_a_refused_fit_leaves_no_trace(config: Path, tmp_path: Path, monkeypatch
     def refuse(*_: Any, **__: Any) -> None:
         raise ConfigError("no")
 
-    monkeypatch.setattr("sciLDM.fit.fit", refuse)
+    monkeypatch.setattr(FIT, "fit", refuse)
     assert main(["fit", str(config), "--output", str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
 
@@ -316,7 +322,7 @@ def test_demo_continues_where_it_was(
     model: StubModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fits: list[Any] = []
-    monkeypatch.setattr("sciLDM.fit.fit", lambda *a, **_: fits.append(a))
+    monkeypatch.setattr(FIT, "fit", lambda *a, **_: fits.append(a))
     argv = ["demo", "--output", str(tmp_path), "-n", "4", "--per-target", "2"]
     assert main(argv) == 0
     assert (tmp_path / "report.html").exists()
@@ -350,3 +356,8 @@ def test_shipped_models_are_listed_by_card(
     assert main(["models"]) == 0
     text = said(capsys)
     assert all(part in text for part in ("qm9-tiny", "molecules", "logP", "2.5")), text
+
+
+def test_help_and_mistakes_do_not_wait_for_torch() -> None:
+    code = "import sys; from sciLDM.cli import main; assert main(['sampel']) == 2; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -219,7 +219,7 @@ def test_metrics_survive_a_crash(run: Path) -> None:
 def test_figures_follow_the_page_and_repeat_exactly() -> None:
     def draw() -> str:
         figure, axes = panels(2)
-        lines(axes[0], {"a < b": ([0, 1], [1.0, 2.0])}, x="step", y="loss", log=True)
+        lines(axes[0], {"a < b": ([0.0, 1.0], [1.0, 2.0])}, x="step", y="loss", log=True)
         histogram(axes[1], {"x": np.arange(50.0)}, x="size")
         return svg(figure, 'say "a"')
 

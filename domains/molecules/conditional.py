@@ -6,7 +6,7 @@ same error of molecules `u_j` that were asked for nothing, `mean_{ij} |u_j - c_i
 asking achieves. Only molecules that decoded count, so validity is given too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def _row(name: str, requested: np.ndarray, table: pd.DataFrame, free: pd.DataFra
     wanted = np.unique(requested)
     mae = float(np.abs(realised[good] - requested[good]).mean()) if good.any() else float("nan")
     base = float(np.abs(others[:, None] - wanted[None]).mean()) if len(others) else float("nan")
-    smiles = [s for s in table["smiles"] if s]
+    smiles = [s for s in table["smiles"] if isinstance(s, str) and s]
     varied = good.sum() > 2 and len(np.unique(realised[good])) > 1
     return {
         "property": name,
@@ -121,9 +121,9 @@ def _row(name: str, requested: np.ndarray, table: pd.DataFrame, free: pd.DataFra
     }
 
 
-def _points(name: str, requested: np.ndarray, table: pd.DataFrame) -> list[Mapping[str, Any]]:
+def _points(name: str, requested: np.ndarray, table: pd.DataFrame) -> list[dict[str, Any]]:
     kept = table[[c for c in _KEPT if c in table.columns]].copy()
     kept.insert(0, "property", name)
     kept.insert(1, "requested", requested)
     kept.insert(2, "realised", table[f"realised_{name}"].to_numpy())
-    return kept.to_dict("records")
+    return [{str(k): v for k, v in row.items()} for row in kept.to_dict("records")]

@@ -1,7 +1,7 @@
 """The molecular part of a report: pictures, key figures, distributions, requests, rejected rows."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def _gallery(samples: pd.DataFrame, codec: MoleculeCodec) -> Section | None:
     names = [p.name for p in codec.properties if f"realised_{p.name}" in samples.columns]
     items = []
     for _, row in valid.iterrows():
-        values = [(n, float(row[f"realised_{n}"]), _asked(row, n)) for n in names[:5]]
+        values = [(n, float(row[f"realised_{n}"]), _asked(row.to_dict(), n)) for n in names[:5]]
         items.append(card(row.to_dict(), values))
     text = paragraph(
         "The first distinct molecules of the evaluated set, as they came: nothing was picked.", kind="soft"
@@ -106,7 +106,7 @@ def _gallery(samples: pd.DataFrame, codec: MoleculeCodec) -> Section | None:
     return Section("Molecules", text + cards(items), "opening")
 
 
-def _asked(row: "pd.Series[Any]", name: str) -> float | None:
+def _asked(row: Mapping[Any, Any], name: str) -> float | None:
     wanted = row.get(f"requested_{name}")
     return float(wanted) if wanted is not None and np.isfinite(wanted) else None
 
@@ -186,7 +186,7 @@ def _distributions(
     )
 
 
-def _some(smiles: Sequence[str]) -> list[str]:
+def _some(smiles: list[str]) -> list[str]:
     """At most `_AT_MOST`, spread over the list."""
     return [
         smiles[i] for i in np.unique(np.linspace(0, len(smiles) - 1, min(len(smiles), _AT_MOST)).astype(int))
@@ -212,7 +212,7 @@ def _sizes(samples: pd.DataFrame, codec: MoleculeCodec) -> Section | None:
 
 
 def _similarity(samples: pd.DataFrame) -> Section | None:
-    if "similarity" not in samples.columns or not samples["similarity"].notna().any():
+    if "similarity" not in samples.columns or samples["similarity"].isna().all():
         return None
     figure, axes = panels(1, width=6.5, height=2.8)
     histogram(

@@ -18,8 +18,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sciLDM.evaluate.html import number
-
 __all__ = ["Bars", "fail", "note", "out", "print_table", "steps"]
 
 _PIPE_WIDTH = 140
@@ -64,6 +62,8 @@ def print_table(
     wrap: Sequence[str] = (),
 ) -> None:
     """A table on stdout; numbers to four digits, right-aligned."""
+    from sciLDM.evaluate.html import number  # loads torch; help and mistakes must answer at once
+
     rows = list(rows)
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for name in columns:
@@ -89,22 +89,20 @@ class Bars:
         self._tasks: dict[str, Any] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self._progress is None:
-            if done >= total:
-                return  # nothing to watch
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
-            self._progress = Progress(*columns, TimeRemainingColumn(), console=_console(sys.stderr))
-            self._progress.start()
+        if self._progress is None and done >= total:
+            return  # nothing to watch
+        progress = self._progress or self._open()
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total)
-        if all(task.finished for task in self._progress.tasks):
+            self._tasks[what] = progress.add_task(what, total=total)
+        progress.update(self._tasks[what], completed=done, total=total)
+        if all(task.finished for task in progress.tasks):
             self.close()
+
+    def _open(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = progress = Progress(*columns, TimeRemainingColumn(), console=_console(sys.stderr))
+        progress.start()
+        return progress
 
     def say(self, text: str) -> None:
         """A line on stderr, above any bar."""

@@ -3,6 +3,7 @@
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import sciLDM
 from sciLDM.cli._console import note, out, steps
@@ -75,5 +76,5 @@ def demo_config() -> Path:
     )
 
 
-def _count(done: dict[str, dict[str, dict[str, object]]]) -> object:
+def _count(done: dict[str, Any]) -> Any:
     return (done.get("unconditional") or {}).get("protocol", {}).get("samples")

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
         score_conditions(model, folder, names, args)
         record_command(folder, f"evaluate --targets {args.targets}", time.monotonic() - begun)
     note(f"written: {Stored(folder).path}")
-    steps("next", {"read it all in one page": f"scildm report {args.run}"})
+    where = f" --output {args.output}" if args.output else ""
+    steps("next", {"read it all in one page": f"scildm report {args.run}{where}"})
 
 
 def score_samples(model: Model, folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -30,10 +30,7 @@ class Model(Protocol):
     experiment: Any
     card: dict[str, Any]
     reference: Path | None
-
-    def sample(self, count: int) -> Any:
-        """Native samples; see `LatentDiffusion.sample` for all options."""
-        ...
+    sample: Any
 
 
 def use_threads(count: int | None) -> None:

@@ -56,5 +56,5 @@ def _domain_sections(model: Model, folder: Path) -> Sequence[Section]:
     try:
         return domain.report_sections(material)
     except SciLDMError as error:
-        note(f"warning: the {domain.name} part of the report is left out: {error}")
+        note(f"warning: the {model.experiment.domain.name} part of the report is left out: {error}")
         return []

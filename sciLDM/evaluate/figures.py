@@ -227,7 +227,7 @@ def svg(figure: Figure, alt: str) -> str:
     for k, colour in enumerate(PALETTE):
         text = text.replace(colour, f"var(--c{k})")
     text = text.replace(INK, "var(--ink)").replace(GRID, "var(--grid)").replace(_LIGHT_GREY, "var(--axis)")
-    text = re.sub(r"(font: [^;'\"]*?)'DejaVu Sans'[^;\"]*", rf"\1{_FONT}", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT, text)
     text = re.sub(r"(<svg [^>]*?) width=\"[\d.]+pt\" height=\"[\d.]+pt\"", r"\1", text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     width = int(figure.get_figwidth() * 96)

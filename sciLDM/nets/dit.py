@@ -57,6 +57,15 @@ class _Attention(nn.Module):
 
 
 @final
+class _GELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        # The tanh form, as in DiT. On CPUs the erf form takes a third of the time, and in bfloat16 the two differ by
+        # less than the rounding.
+        exact = x.device.type == "cpu" and x.dtype == torch.bfloat16
+        return F.gelu(x, approximate="none" if exact else "tanh")
+
+
+@final
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int, expansion: float) -> None:
         super().__init__()
@@ -64,7 +73,7 @@ class _Block(nn.Module):
         self.norm_1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.norm_2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = _Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), _GELU(), nn.Linear(hidden, width))
         self.modulation = nn.Parameter(torch.zeros(6, width))
 
     def forward(self, x: Tensor, shared: Tensor, rotary: tuple[Tensor, Tensor] | None, bias: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.nets import DiT
 from sciLDM.nets.conditioning import FourierFeatures
-from sciLDM.nets.dit import _patchify, _unpatchify
+from sciLDM.nets.dit import _patchify, _prefix_rotary, _unpatchify
 from sciLDM.nets.positions import LearnedPositions, RotaryPositions, rotate
 
 grids = st.lists(st.integers(1, 3), min_size=1, max_size=3)
@@ -88,6 +88,15 @@ def test_a_rotary_network_does_not_care_where_the_latent_lies(axis: int) -> None
         net = stirred(DiT(2, larger, width=24, depth=2, heads=2, positions=positions))
         difference = (answer(net, 0) - answer(net, 3)).abs().max()
         assert (difference < 1e-4) == moves
+
+
+def test_condition_tokens_have_no_place_on_the_grid() -> None:
+    shape, extra = (2, 3), 4
+    plain = RotaryPositions(2, 8)(shape, torch.device("cpu"))
+    x = torch.randn(1, extra + 6, 1, 8)
+    got = rotate(x, *_prefix_rotary(plain, extra))
+    torch.testing.assert_close(got[:, :extra], x[:, :extra])
+    torch.testing.assert_close(got[:, extra:], rotate(x[:, extra:], *plain))
 
 
 @given(shape=grids)

@@ -149,7 +149,7 @@ def test_a_condition_is_learnt_within_a_few_steps(build: Build, kind: str) -> No
     """The target is the label's sign and the input says nothing about it: without a label the best loss is 1."""
     condition, label_of = CONDITIONS[kind]
     net = build(1, (6,), conditions=[condition])
-    optimiser = torch.optim.Adam(net.parameters(), lr=4e-3)
+    optimiser = torch.optim.Adam(net.parameters(), lr=8e-3)
     level = torch.zeros(16)
 
     def loss(missing: bool) -> Tensor:
@@ -158,7 +158,7 @@ def test_a_condition_is_learnt_within_a_few_steps(build: Build, kind: str) -> No
         label = condition.null(label) if missing else label
         return (net(noise(16, 1, 6), level, {"c": label}) - (2 * bit - 1)[:, None, None]).square().mean()
 
-    for _ in range(60):
+    for _ in range(50):
         optimiser.zero_grad()
         loss(False).backward()
         optimiser.step()
@@ -291,9 +291,9 @@ def test_eight_latents_are_learnt_by_heart(build: Build) -> None:
     net = build(3, (6,), **({"widths": (16, 16)} if build is unet else {"width": 32}))
     clean, eps = noise(8, 3, 6), noise(8, 3, 6)
     level = torch.linspace(-1.0, 1.0, 8)
-    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    optimiser = torch.optim.Adam(net.parameters(), lr=6e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(40):
         optimiser.zero_grad()
         loss = (net(0.7 * clean + 0.7 * eps, level) - clean).square().mean()
         loss.backward()
