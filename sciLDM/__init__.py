@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sciLDM.experiment import Experiment
-    from sciLDM.fit import fit
+    from sciLDM.fitting import fit
     from sciLDM.model import LatentDiffusion, load
     from sciLDM.rng import NoiseSource
 
@@ -24,7 +24,7 @@ _LAZY = {
     "Experiment": "sciLDM.experiment",
     "LatentDiffusion": "sciLDM.model",
     "NoiseSource": "sciLDM.rng",
-    "fit": "sciLDM.fit",
+    "fit": "sciLDM.fitting",
     "load": "sciLDM.model",
 }
 

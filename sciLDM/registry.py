@@ -6,6 +6,7 @@ for, and says what to install.
 
 import difflib
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
@@ -54,19 +55,29 @@ def load_domain(name: str) -> type[Domain]:
     Raises:
         ConfigError: No such adapter.
         MissingExtra: Its libraries are absent.
+        ConfigError: It is broken.
     """
     targets = _targets()
     if name not in targets:
-        near = difflib.get_close_matches(name, targets, n=1)
+        near = difflib.get_close_matches(name.casefold(), targets, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no domain {name!r}; installed: {', '.join(sorted(targets)) or 'none'}{hint}")
     module, _, attribute = targets[name].partition(":")
+    package = targets[name].partition(".")[0].partition(":")[0]
     try:
-        loaded = getattr(__import__(module, fromlist=[attribute]), attribute)
+        loaded = getattr(import_module(module), attribute, None)
     except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"domain {name!r} needs {error.name}, which is not installed: pip install \"sciLDM[{name}]\""
-        ) from error
+        missing = error.name or module
+        if missing.partition(".")[0] == package:
+            raise ConfigError(f"domain {name!r}: there is no module {missing}; install its package again") from error
+        remedy = f"sciLDM[{name}]" if name in _BUILT_IN else missing
+        raise MissingExtra(f'domain {name!r} needs {missing}, which is not installed: pip install "{remedy}"') from error
+    except Exception as error:  # somebody else's code: it may fail in any way
+        raise ConfigError(f"domain {name!r} cannot be loaded ({type(error).__name__}: {error})") from error
+    if loaded is None:
+        raise ConfigError(f"domain {name!r}: {module} has no class {attribute}; install its package again")
+    if not (isinstance(loaded, type) and issubclass(loaded, Domain)):
+        raise ConfigError(f"domain {name!r}: {targets[name]} is no sciLDM.domain.Domain")
     return loaded
 
 
@@ -76,7 +87,7 @@ def class_path(name: str) -> str:
         module = name.rpartition(".")[0]
         try:
             known = find_spec(module) is not None
-        except ModuleNotFoundError:
+        except (ImportError, ValueError):
             known = False
         if not known:
             raise ConfigError(f"domain: no module {module!r}; known short names: {', '.join(sorted(_targets()))}")

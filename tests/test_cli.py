@@ -26,8 +26,8 @@ from sciLDM.errors import ConfigError, MissingExtra
 from sciLDM.evaluate.hooks import ConditionalEvaluation
 from sciLDM.evaluate.store import Stored
 
-FIT = importlib.import_module("sciLDM.fit")
-"""The module; the attribute `sciLDM.fit` is the function."""
+FIT = importlib.import_module("sciLDM.fitting")
+"""Where the function `sciLDM.fit` lives."""
 
 
 class Samples:
@@ -358,6 +358,6 @@ def test_shipped_models_are_listed_by_card(
     assert all(part in text for part in ("qm9-tiny", "molecules", "logP", "2.5")), text
 
 
-def test_help_and_mistakes_do_not_wait_for_torch() -> None:
+def test_help_and_mistakes_do_not_wait_for_torch(root: Path) -> None:
     code = "import sys; from sciLDM.cli import main; assert main(['sampel']) == 2; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=root)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from sciLDM.fit import fit
+from sciLDM.fitting import fit
 from sciLDM.model import LatentDiffusion
 from tests.molecules.molecules import QM9_LIKE
 
@@ -60,6 +61,7 @@ def run(
     settings: Mapping[str, Any], folder: Path, *, say: Callable[[str], None] = silent, **overrides: Any
 ) -> LatentDiffusion:
     """`fit` without a word; dots in the names of overrides are written as two underscores."""
+    torch.set_num_threads(1)  # nets this small only wait for other threads
     return fit(settings, folder, overrides={k.replace("__", "."): v for k, v in overrides.items()}, say=say)
 
 

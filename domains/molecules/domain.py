@@ -1,6 +1,6 @@
 """The molecular adapter: a CSV of SMILES (or QM9, ZINC250k, MOSES) in, candidate molecules out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -11,6 +11,7 @@ from sciLDM.domains.molecules.read import read_table
 from sciLDM.domains.molecules.reference import find_reference
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.errors import ConfigError, DataError
+from sciLDM.evaluate import ConditionalEvaluation, Material, Section
 
 __all__ = ["Molecules"]
 
@@ -30,6 +31,7 @@ class Molecules(Domain):
     """
 
     name: ClassVar[str] = "molecules"
+    formats: ClassVar[tuple[str, ...]] = (".csv", ".smi", ".smiles", ".sdf")
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class Molecules(Domain):
             raise DataError("evaluation needs the training and test molecules: evaluate a run folder made by `scildm fit`")
         table = samples.table
         scored = evaluate_set(
-            table["smiles"].tolist(),
+            [s if isinstance(s, str) else None for s in table["smiles"]],
             train=known.train,
             test=known.test,
             raw_valid=table["valid_raw"].tolist(),
@@ -101,3 +103,28 @@ class Molecules(Domain):
         ]
         protocol = {"samples": len(table), "train": len(known.train), "test": len(known.test), **stored["versions"]}
         return Evaluation(rows, protocol, tuple(stored["notes"]))
+
+    def evaluate_conditional(
+        self,
+        sample: Callable[[int, Mapping[str, Any]], MoleculeSamples],
+        codec: Codec,
+        names: Sequence[str] | None,
+        *,
+        per_target: int,
+    ) -> ConditionalEvaluation:
+        """Ask for properties and compare with what RDKit finds; see `conditional.conditional_table`."""
+        from sciLDM.domains.molecules.conditional import conditional_table
+
+        return conditional_table(sample, codec, names, per_target=per_target)
+
+    def report_sections(self, material: Material) -> Sequence[Section]:
+        """Pictures, histograms and requests for the report."""
+        from sciLDM.domains.molecules.report import sections
+
+        return sections(material)
+
+    def read_samples(self, path: Path) -> MoleculeSamples:
+        """Samples written earlier by `MoleculeSamples.write`."""
+        from sciLDM.domains.molecules.report import read_samples
+
+        return read_samples(path)

@@ -212,7 +212,7 @@ def _sizes(samples: pd.DataFrame, codec: MoleculeCodec) -> Section | None:
 
 
 def _similarity(samples: pd.DataFrame) -> Section | None:
-    if "similarity" not in samples.columns or samples["similarity"].isna().all():
+    if "similarity" not in samples.columns or bool(samples["similarity"].isna().all()):
         return None
     figure, axes = panels(1, width=6.5, height=2.8)
     histogram(

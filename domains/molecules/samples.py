@@ -45,7 +45,8 @@ class MoleculeSamples:
     ) -> "MoleculeSamples":
         """Assemble the table; `source` tells where the training molecules come from when there is no folder."""
         mols = [d.mol for d in decoded]
-        table = pd.DataFrame({"smiles": [d.smiles for d in decoded]})
+        # As objects: pandas would turn a failed molecule's None into NaN, which is true.
+        table = pd.DataFrame({"smiles": pd.Series([d.smiles for d in decoded], dtype=object)})
         for name, values in requested.items():
             table[f"requested_{name}"] = values
         if descriptors:
@@ -69,7 +70,7 @@ class MoleculeSamples:
     @property
     def smiles(self) -> list[str]:
         """Canonical isomeric SMILES of the samples that decoded."""
-        return [s for s in self.table["smiles"] if s]
+        return [s for s in self.table["smiles"] if isinstance(s, str)]
 
     def conformers(self, *, seed: int = 0) -> list[Chem.Mol | None]:
         """3-D structures with hydrogens: ETKDG embedding, then MMFF94 [Angstrom]; None where embedding fails."""
@@ -93,7 +94,7 @@ class MoleculeSamples:
         if ending == ".csv":
             self.table.to_csv(path, index=False)
         elif ending in (".smi", ".smiles"):
-            path.write_text("".join(f"{s} {k}\n" for k, s in enumerate(self.table["smiles"]) if s))
+            path.write_text("".join(f"{s} {k}\n" for k, s in enumerate(self.table["smiles"]) if isinstance(s, str)))
         else:
             self._write_sdf(path, conformers)
         return path

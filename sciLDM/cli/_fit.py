@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 def fit_run(config: dict[str, object], output: Path) -> None:
     """Train with progress bars, and record time and memory also when it fails or is interrupted."""
     from sciLDM.evaluate.store import record_command
-    from sciLDM.fit import fit
+    from sciLDM.fitting import fit
 
     start = time.monotonic()
     outcome = "fit"

@@ -41,7 +41,8 @@ class _Attention(nn.Module):
         # as the plain products, up to a few hundred tokens. Elsewhere it is the faster one.
         short = heads.device.type == "cpu" and heads.dtype == torch.bfloat16 and length <= 256
         heads = heads.contiguous() if short else heads
-        weights = torch.stack([self.q_norm.weight, self.k_norm.weight])
+        scale = (width // self.heads) ** -0.5  # of the scores, put where it costs nothing
+        weights = torch.stack([self.q_norm.weight * scale, self.k_norm.weight])
         q, k = stacked_rms_norm(heads[:2], weights, self.q_norm.eps or 0.0).unbind(0)
         v = heads[2]
         if rotary is not None:
@@ -49,10 +50,10 @@ class _Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         bias = None if bias is None else bias.to(q.dtype)
         if short:
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            scores = q @ k.transpose(-1, -2)
             mixed = (scores if bias is None else scores + bias).softmax(dim=-1).to(v.dtype) @ v
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

@@ -31,7 +31,9 @@ def stacked_rms_norm(
 
 
 def _reciprocal_rms(x: Tensor, eps: float) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    # Sums in float32 inside; asking for a float32 result would copy all of `x` first.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    norm = norm.to(torch.promote_types(x.dtype, torch.float32))
     return (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
 
 

@@ -30,7 +30,7 @@ def python(code: str, cwd: Path, interpreter: str | Path = sys.executable, path:
 
 def folders(root: Path) -> set[str]:
     """Names of all packages in the checkout: the folders with Python files, under setuptools' mapping."""
-    found = {"sciLDM._cards"}
+    found = {"sciLDM._cards", "sciLDM._configs"}
     for name, folder in (("sciLDM", root / "sciLDM"), ("sciLDM.domains", root / "domains")):
         for path in folder.glob("**/*.py"):
             parts = path.parent.relative_to(folder).parts
@@ -47,7 +47,7 @@ def test_package_list_equals_the_folders(root: Path, project: dict) -> None:
 
 
 def test_every_package_has_an_init(root: Path, project: dict) -> None:
-    for name in set(project["tool"]["setuptools"]["packages"]) - {"sciLDM._cards"}:
+    for name in set(project["tool"]["setuptools"]["packages"]) - {"sciLDM._cards", "sciLDM._configs"}:
         folder = root / name.replace("sciLDM.domains", "domains").replace(".", "/")
         assert (folder / "__init__.py").is_file(), (
             f"{name}: the editable install serves no folder without __init__.py"
@@ -96,7 +96,7 @@ def test_wheel_works_elsewhere(root: Path, project: dict, tmp_path: Path) -> Non
     """Builds the wheel, installs it beside this environment's libraries, uses it from another folder."""
     copy = tmp_path / "checkout"  # a build leaves folders behind
     copy.mkdir()
-    names = ["pyproject.toml", "README.md", "LICENSE", "sciLDM", "domains", "datasets"]
+    names = ["pyproject.toml", "README.md", "LICENSE", "sciLDM", "domains", "datasets", "configs"]
     subprocess.run(["cp", "-a", *(str(root / name) for name in names), str(copy)], check=True)
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(copy)],

@@ -121,12 +121,27 @@ def _stage_one(model: LatentDiffusion, corpus: Corpus, run: Path, say: Say) -> d
 
 def _borrow(model: LatentDiffusion, source: str, corpus: Corpus, say: Say) -> dict[str, Any]:
     other = load(find_artefact(source))
-    if other.state.get("vocabulary") != model.state.get("vocabulary"):
-        raise ConfigError(f"autoencoder_from={source}: it was trained on another vocabulary; train one on these data")
-    model.autoencoder.load_state_dict(other.autoencoder.state_dict())
+    theirs, ours = other.state.get("vocabulary"), model.state.get("vocabulary")
+    if theirs != ours:
+        raise ConfigError(
+            f"autoencoder_from={source}: it was trained on another vocabulary ({_shown(theirs)}) than these data have "
+            f"({_shown(ours)}); train one on these data (leave autoencoder_from out)"
+        )
+    mine, given = model.autoencoder.state_dict(), other.autoencoder.state_dict()
+    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in given.items()}:
+        raise ConfigError(f"autoencoder_from={source}: it has other settings; copy its `domain` options, or train one here")
+    model.autoencoder.load_state_dict(given)
     say(f"stage 1: autoencoder taken from {source}")
     held_out = reconstruction(model, corpus, "test")
     return {"steps": 0, "seconds": 0.0, "from": source, "validation": held_out, "test": held_out}
+
+
+def _shown(vocabulary: Any) -> str:
+    """What two vocabularies differ in, as far as a line can say."""
+    text = json.dumps(vocabulary, default=str)
+    if isinstance(vocabulary, Mapping):
+        text = "; ".join(f"{k} {v}" for k, v in vocabulary.items() if k != "max_valence" or len(str(v)) < 200)
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 @torch.no_grad()
