@@ -242,10 +242,10 @@ def _claim(run: Path, config: Mapping[str, Any], say: Say) -> None:
     stored = run / "config.yaml"
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{run} is a file, expected a folder for the run; choose another --output")
-    if stored.exists():
+    if stored.exists() and _started(run):
         _check_same_run(run, _read_stored(stored), config)
         say(f"continuing {run} ({time.strftime('%Y-%m-%d %H:%M')})")
-    elif run.exists() and any(run.iterdir()):
+    elif not stored.exists() and run.exists() and any(run.iterdir()):
         raise ConfigError(f"{run} exists and is not a run of sciLDM; choose another --output")
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -255,6 +255,11 @@ def _claim(run: Path, config: Mapping[str, Any], say: Say) -> None:
             partial.replace(stored)
     except OSError as error:
         raise ConfigError(f"cannot write to {run}: {error.strerror or error}; choose another --output") from error
+
+
+def _started(run: Path) -> bool:
+    """Whether anything was trained there; until then a mended configuration or table may take over."""
+    return any((run / part).exists() for part in ("autoencoder", "denoiser", "model"))
 
 
 def _read_stored(path: Path) -> Mapping[str, Any]:
@@ -293,7 +298,7 @@ def _at(config: Mapping[str, Any], dotted: str) -> Any:
 def _same_data(run: Path, corpus: Corpus) -> None:
     """The options name a file, and files change: an unfinished run must not go on with other data."""
     path = run / "data.json"
-    if not path.exists():
+    if not path.exists() or not _started(run):
         if _rank() == 0:
             _write_json(path, {"fingerprint": corpus.fingerprint, "sizes": dict(corpus.sizes)})
         return

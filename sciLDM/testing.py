@@ -19,15 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sciLDM.autoencoders import LatentStats
 from sciLDM.domain import Codec, Corpus, Domain
-from sciLDM.errors import ConfigError
 from sciLDM.experiment import read_config
 from sciLDM.model import LatentDiffusion, load
 from sciLDM.objectives import DiffusionObjective
 from sciLDM.oracles import GaussianDenoiser, MixtureDenoiser
 from sciLDM.rng import NoiseSource
-from sciLDM.training import AutoencoderStage, DenoiserStage, LatentData, SplitData, StageSettings, TrainerSettings, run_stage
+from sciLDM.training import (
+    AutoencoderStage,
+    DenoiserStage,
+    LatentData,
+    SplitData,
+    StageSettings,
+    TrainerSettings,
+    run_stage,
+)
 
 __all__ = ["GaussianDenoiser", "MixtureDenoiser", "check_domain"]
 
@@ -79,19 +85,27 @@ def check_domain(
     loaded = load(tmp_path / "model")
     loaded.reference = model.reference
     equal = same or (lambda a, b: _text(a) == _text(b))
-    assert equal(samples, loaded.sample(count, steps=2, seed=1)), "save -> load -> sample: not the same objects"
+    assert equal(samples, loaded.sample(count, steps=2, seed=1)), (
+        "save -> load -> sample: not the same objects"
+    )
     return model
 
 
 def _check_batch_size(model: LatentDiffusion, count: int) -> None:
     noise, sampler = NoiseSource(1), model.experiment.sampler.with_steps(2)
     request = model.codec.plan(count, {}, noise, range(count))
-    assert request.shape == model.codec.shape, f"plan: grid {request.shape}, codec.shape is {model.codec.shape}"
+    assert request.shape == model.codec.shape, (
+        f"plan: grid {request.shape}, codec.shape is {model.codec.shape}"
+    )
     later = model.codec.plan(count - 1, {}, noise, range(1, count))
     for name, label in request.cond.items():
         assert label.shape[0] == count, f"plan: {tuple(label.shape)} labels {name!r} for {count} samples"
-        assert torch.equal(label[1:], later.cond[name]), f"plan: label {name!r} depends on more than the sample's id"
-    sizes = [model.sample_latents(request, range(count), noise, sampler=sampler, batch_size=b) for b in (count, 1)]
+        assert torch.equal(label[1:], later.cond[name]), (
+            f"plan: label {name!r} depends on more than the sample's id"
+        )
+    sizes = [
+        model.sample_latents(request, range(count), noise, sampler=sampler, batch_size=b) for b in (count, 1)
+    ]
     assert torch.allclose(*sizes, atol=1e-4), "sample: latents depend on the batch size"
 
 
@@ -108,13 +122,17 @@ def _check_corpus(corpus: Corpus) -> None:
 
 def _check_codec(domain: Domain, corpus: Corpus) -> Codec:
     text = json.dumps(corpus.state, allow_nan=False)
-    assert json.loads(text) == corpus.state, "Corpus.state: JSON does not give it back (tuples, or keys that are no text?)"
+    assert json.loads(text) == corpus.state, (
+        "Corpus.state: JSON does not give it back (tuples, or keys that are no text?)"
+    )
     codec, again = domain.codec(corpus.state), domain.codec(json.loads(text))
     assert codec.conditions == again.conditions, "codec(state): other conditions from the same state"
     assert codec.shape == again.shape, "codec(state): another shape from the same state"
     names = [c.name for c in codec.conditions]
     assert len(set(names)) == len(names), f"Codec.conditions: names repeat, {names}"
-    assert set(corpus.labels("train")) == set(names), f"labels are {sorted(corpus.labels('train'))}, conditions {names}"
+    assert set(corpus.labels("train")) == set(names), (
+        f"labels are {sorted(corpus.labels('train'))}, conditions {names}"
+    )
     shapes = [{k: tuple(v.shape) for k, v in c.autoencoder().state_dict().items()} for c in (codec, again)]
     assert shapes[0] == shapes[1], "codec(state): another autoencoder from the same state"
     return codec
@@ -129,20 +147,32 @@ def _check_autoencoder(codec: Codec, corpus: Corpus, domain: Domain) -> tuple[Te
     fields = corpus.fields("train", few)
     z, mask = autoencoder.code(fields)
     assert z.shape[:2] == (len(few), autoencoder.latent_channels), f"encode: latents {tuple(z.shape)}"
-    assert len(z.shape[2:]) == len(codec.shape), f"encode: grid {tuple(z.shape[2:])} for codec.shape {codec.shape}"
-    assert all(n <= most for n, most in zip(z.shape[2:], codec.shape, strict=True)), "encode: larger than codec.shape"
+    assert len(z.shape[2:]) == len(codec.shape), (
+        f"encode: grid {tuple(z.shape[2:])} for codec.shape {codec.shape}"
+    )
+    assert all(n <= most for n, most in zip(z.shape[2:], codec.shape, strict=True)), (
+        "encode: larger than codec.shape"
+    )
     assert bool(z.isfinite().all()), "encode: latents are not finite"
     if mask is not None:
-        assert mask.shape == (len(few), *z.shape[2:]), f"encode: mask {tuple(mask.shape)} for latents {tuple(z.shape)}"
-        assert not z.masked_select(~mask[:, None].expand_as(z)).any(), "encode: cells that do not exist are not zero"
+        assert mask.shape == (len(few), *z.shape[2:]), (
+            f"encode: mask {tuple(mask.shape)} for latents {tuple(z.shape)}"
+        )
+        assert not z.masked_select(~mask[:, None].expand_as(z)).any(), (
+            "encode: cells that do not exist are not zero"
+        )
         _check_alone(autoencoder, corpus, z, mask)
     decoded = autoencoder.decode(z, mask)
     for name, values in autoencoder.reconstruction_loss(fields, decoded).items():
-        assert values.shape == (len(few),), f"reconstruction_loss[{name!r}]: one value a sample, got {tuple(values.shape)}"
+        assert values.shape == (len(few),), (
+            f"reconstruction_loss[{name!r}]: one value a sample, got {tuple(values.shape)}"
+        )
     scores = autoencoder.metrics(fields, decoded)
     missing = set(domain.gate) - set(scores)
     assert not missing, f"gate asks for {sorted(missing)}, metrics are {sorted(scores)}"
-    assert all(torch.as_tensor(v).shape == (len(few),) for v in scores.values()), "metrics: one value a sample"
+    assert all(torch.as_tensor(v).shape == (len(few),) for v in scores.values()), (
+        "metrics: one value a sample"
+    )
     full = torch.zeros(len(few), z.shape[1], *codec.shape)
     there = None if mask is None else torch.zeros(len(few), *codec.shape, dtype=torch.bool)
     inside = tuple(slice(n) for n in z.shape[2:])
@@ -166,7 +196,12 @@ def _train(model: LatentDiffusion, corpus: Corpus, z: Tensor, mask: Tensor | Non
     before = {n: p.detach().clone() for n, p in model.autoencoder.named_parameters()}
     stage = AutoencoderStage(model.autoencoder)
     result = run_stage(
-        stage, SplitData(corpus, "train"), SplitData(corpus, "validation"), settings, quiet, folder / "autoencoder"
+        stage,
+        SplitData(corpus, "train"),
+        SplitData(corpus, "validation"),
+        settings,
+        quiet,
+        folder / "autoencoder",
     )
     stage.finished_network()
     assert result.steps == 1, "stage 1: no step was made"
@@ -184,14 +219,21 @@ def _train(model: LatentDiffusion, corpus: Corpus, z: Tensor, mask: Tensor | Non
 def _spelled(domain: Domain) -> dict[str, Any]:
     """A small experiment around an adapter that was built by hand."""
     kind = type(domain)
-    required = [p.name for p in inspect.signature(kind).parameters.values() if p.default is inspect.Parameter.empty]
+    required = [
+        p.name for p in inspect.signature(kind).parameters.values() if p.default is inspect.Parameter.empty
+    ]
     missing = [name for name in required if not hasattr(domain, name)]
-    assert not missing, f"keep the constructor's arguments {missing} as attributes of the same names, or pass config="
+    assert not missing, (
+        f"keep the constructor's arguments {missing} as attributes of the same names, or pass config="
+    )
     values = {name: getattr(domain, name) for name in required}
     plain = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in values.items()}
     return {
         "domain": {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": plain},
-        "network": {"class_path": "sciLDM.nets.DiTNetwork", "init_args": {"width": 32, "depth": 1, "heads": 2}},
+        "network": {
+            "class_path": "sciLDM.nets.DiTNetwork",
+            "init_args": {"width": 32, "depth": 1, "heads": 2},
+        },
     }
 
 

@@ -34,7 +34,9 @@ def test_defaults() -> None:
     assert (experiment.autoencoder_stage.max_steps, experiment.denoiser_stage.ema_decay) == (2000, 0.999)
 
 
-@pytest.mark.parametrize("domain", ["molecules", {"class_path": "molecules"}, {"class_path": "sciLDM.domains.molecules.Molecules"}])
+@pytest.mark.parametrize(
+    "domain", ["molecules", {"class_path": "molecules"}, {"class_path": "sciLDM.domains.molecules.Molecules"}]
+)
 def test_a_domain_by_short_name_or_path(domain: Any) -> None:
     assert type(instantiate(read_config({"domain": domain})).domain).__name__ == "Molecules"
 
@@ -57,7 +59,7 @@ def test_overrides_do_not_change_what_was_passed() -> None:
     before = copy.deepcopy(BASE)
     assert read_config(BASE, {"domain.init_args.data": "other.csv", "seed": 3})["seed"] == 3
     assert before == BASE
-    with pytest.raises(ConfigError, match="override 'domain.class_path.x': 'class_path' is not a group"):
+    with pytest.raises(ConfigError, match=r"override 'domain.class_path.x': 'class_path' is not a group"):
         read_config(BASE, {"domain.class_path.x": 1})
 
 
@@ -71,30 +73,66 @@ SLIPS = [
     ("denoiser_stage/max_steps", 0, "max_steps must be at least 1, got 0"),
     ("denoiser_stage/max_steps", None, "denoiser_stage.max_steps is empty"),
     ("denoiser_stage/max_minutes", "x", "denoiser_stage.max_minutes: expected float or null, got 'x'"),
-    ("denoiser_stage/precision", "bf17", "denoiser_stage.precision: expected one of 'bf16', 'fp32', got 'bf17'"),
+    (
+        "denoiser_stage/precision",
+        "bf17",
+        "denoiser_stage.precision: expected one of 'bf16', 'fp32', got 'bf17'",
+    ),
     ("denoiser_stage", 7, "denoiser_stage: expected options by name"),
     ("netwrk", {}, r"configuration: no option 'netwrk' \(did you mean 'network'\?\); known: domain, network"),
     ("network/class_path", "DiT", "network: no class 'DiT'.*known: DiTNetwork, UNetNetwork"),
-    ("network", {"class_path": "DiTNetwork", "init_args": {"widht": 3}}, r"network \(DiTNetwork\): no option 'widht'.*'width'"),
-    ("network", {"class_path": "DiTNetwork", "init_args": {"width": "a"}}, "network.width: expected int, got 'a'"),
+    (
+        "network",
+        {"class_path": "DiTNetwork", "init_args": {"widht": 3}},
+        r"network \(DiTNetwork\): no option 'widht'.*'width'",
+    ),
+    (
+        "network",
+        {"class_path": "DiTNetwork", "init_args": {"width": "a"}},
+        "network.width: expected int, got 'a'",
+    ),
     ("sampler", {"class_path": "DDPMX"}, "sampler: no class 'DDPMX'.*'DDPM'"),
-    ("sampler", {"class_path": "DDPM", "init_args": {"grid": {"class_path": "LogSNR"}}}, "sampler.grid: no class 'LogSNR'.*'LogSNRGrid'"),
+    (
+        "sampler",
+        {"class_path": "DDPM", "init_args": {"grid": {"class_path": "LogSNR"}}},
+        "sampler.grid: no class 'LogSNR'.*'LogSNRGrid'",
+    ),
     ("sampler", {"class_path": "sciLDM.samplers.DDIM", "init_args": {"steps": 0}}, "at least 1 step, got 0"),
     ("objective", {"self_conditon": 0.1}, "objective: no option 'self_conditon'.*'self_condition'"),
     ("trainer", {"acelerator": "cpu"}, "trainer: no option 'acelerator'.*'accelerator'"),
     ("seed", 1.5, "seed: expected int, got '1.5'"),
     ("guidance", "high", "guidance: expected float, got 'high'"),
     ("domain", 3, "domain: expected class_path and init_args"),
-    ("domain/class_path", "molecule", r"no domain 'molecule'; installed: .*molecules.*; did you mean 'molecules'\?"),
-    ("domain/class_path", "sciLDM.domains.molecules.Moleculs", "sciLDM.domains.molecules has no class 'Moleculs'.*'Molecules'"),
+    (
+        "domain/class_path",
+        "molecule",
+        r"no domain 'molecule'; installed: .*molecules.*; did you mean 'molecules'\?",
+    ),
+    (
+        "domain/class_path",
+        "sciLDM.domains.molecules.Moleculs",
+        "sciLDM.domains.molecules has no class 'Moleculs'.*'Molecules'",
+    ),
     ("domain/class_path", "nothing.here.X", "no module 'nothing.here'; known short names"),
     ("domain/init_args/dta", "x", r"domain \(Molecules\): no option 'dta' \(did you mean 'data'"),
     ("domain/init_args/exact_graph", "high", "domain.exact_graph: expected float, got 'high'"),
     ("domain/init_args/exact_graph", 99, r"exact_graph must be in \[0, 1\], got 99"),
-    ("domain/init_args/autoencoder", {"wdth": 3}, r"domain.autoencoder \(Molecules\): no option 'wdth'.*'width'"),
-    ("domain/init_args/autoencoder", {"width": 33, "heads": 4}, "width must be a multiple of heads, got 33 and 4"),
+    (
+        "domain/init_args/autoencoder",
+        {"wdth": 3},
+        r"domain.autoencoder \(Molecules\): no option 'wdth'.*'width'",
+    ),
+    (
+        "domain/init_args/autoencoder",
+        {"width": 33, "heads": 4},
+        "width must be a multiple of heads, got 33 and 4",
+    ),
     ("domain/init_args/settings", {"max_molecules": 1}, "max_molecules must be at least 3, got 1"),
-    ("domain/init_args/settings", {"fractions": [0.9, 0.1, 0.0]}, "fractions: expected shares .* all above 0"),
+    (
+        "domain/init_args/settings",
+        {"fractions": [0.9, 0.1, 0.0]},
+        "fractions: expected shares .* all above 0",
+    ),
     ("domain/init_args/settings", None, "domain.init_args.settings is empty"),
     ("domain/init_args/conditions", "gap", "domain.conditions: expected list, got 'gap'"),
     ("domain/init_args/conditions", ["gap", "gap"], "conditions must differ"),

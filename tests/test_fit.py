@@ -43,7 +43,16 @@ def tensors(model: LatentDiffusion) -> dict[str, torch.Tensor]:
 
 def test_what_a_run_leaves_behind(done: Path) -> None:
     names = {path.name for path in done.iterdir()}
-    assert names >= {"config.yaml", "data.json", "reference", "autoencoder", "denoiser", "latents", "model", "summary.json"}
+    assert names >= {
+        "config.yaml",
+        "data.json",
+        "reference",
+        "autoencoder",
+        "denoiser",
+        "latents",
+        "model",
+        "summary.json",
+    }
     summary = json.loads((done / "summary.json").read_text())
     assert summary["autoencoder"]["steps"] == AUTOENCODER_STEPS
     assert summary["denoiser"]["steps"] == DENOISER_STEPS
@@ -53,7 +62,9 @@ def test_what_a_run_leaves_behind(done: Path) -> None:
     assert (done / "reference" / "rejected.csv").read_text().strip() == "row,smiles,reason"
 
 
-def test_fit_returns_what_load_gives_and_repeats_bit_for_bit(done: Path, settings: dict, tmp_path: Path) -> None:
+def test_fit_returns_what_load_gives_and_repeats_bit_for_bit(
+    done: Path, settings: dict, tmp_path: Path
+) -> None:
     before = torch.get_rng_state()
     model = run(settings, tmp_path / "again")
     assert torch.equal(torch.get_rng_state(), before)
@@ -100,14 +111,21 @@ def test_an_interrupted_run_goes_on(settings: dict, tmp_path: Path) -> None:
     assert not (folder / "denoiser").exists()
     run(settings, folder, ignore_gate=True, **{**short, "autoencoder_stage__max_steps": 8})
     assert json.loads((folder / "summary.json").read_text())["autoencoder"]["steps"] == 8
-    run(settings, folder, ignore_gate=True, **{**short, "autoencoder_stage__max_steps": 8, "denoiser_stage__max_steps": 9})
+    run(
+        settings,
+        folder,
+        ignore_gate=True,
+        **{**short, "autoencoder_stage__max_steps": 8, "denoiser_stage__max_steps": 9},
+    )
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["autoencoder"]["steps"], summary["denoiser"]["steps"]) == (8, 9)
     assert yaml.safe_load((folder / "config.yaml").read_text())["denoiser_stage"]["max_steps"] == 9
 
 
 def test_the_autoencoder_may_not_move_under_a_trained_denoiser(copy: Path, settings: dict) -> None:
-    with pytest.raises(ConfigError, match=r"autoencoder_stage.max_steps was 30, is 40, but the denoiser .* remove"):
+    with pytest.raises(
+        ConfigError, match=r"autoencoder_stage.max_steps was 30, is 40, but the denoiser .* remove"
+    ):
         run(settings, copy, autoencoder_stage__max_steps=40)
     shutil.rmtree(copy / "denoiser")
     run(settings, copy, autoencoder_stage__max_steps=40)
@@ -115,9 +133,11 @@ def test_the_autoencoder_may_not_move_under_a_trained_denoiser(copy: Path, setti
 
 
 def test_another_configuration_is_refused(copy: Path, settings: dict) -> None:
-    with pytest.raises(ConfigError, match=r"differs in network.init_args.width; network.init_args.width was 32, is 64"):
+    with pytest.raises(
+        ConfigError, match=r"differs in network.init_args.width; network.init_args.width was 32, is 64"
+    ):
         run(settings, copy, network__init_args__width=64)
-    with pytest.raises(ConfigError, match="differs in autoencoder_stage.learning_rate"):
+    with pytest.raises(ConfigError, match=r"differs in autoencoder_stage.learning_rate"):
         run(settings, copy, autoencoder_stage__learning_rate=1.0)
 
 
@@ -142,6 +162,7 @@ def test_folders_that_are_no_runs(settings: dict, tmp_path: Path) -> None:
         run(settings, tmp_path / "notes" / "thesis.txt")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.yaml").write_text("")
+    (tmp_path / "broken" / "autoencoder").mkdir()
     with pytest.raises(ConfigError, match=r"config.yaml is damaged"):
         run(settings, tmp_path / "broken")
     with pytest.raises(ConfigError, match="cannot write to"):
@@ -152,7 +173,9 @@ def test_the_gate(settings: dict, tmp_path: Path) -> None:
     settings["domain"]["init_args"]["exact_graph"] = 1.0
     said: list[str] = []
     settings |= {"autoencoder_stage": stage(2), "denoiser_stage": stage(2)}
-    with pytest.raises(GateError, match=r"exact_graph = 0\.\d+ on held-out data, the gate asks for 1.0.*ignore_gate"):
+    with pytest.raises(
+        GateError, match=r"exact_graph = 0\.\d+ on held-out data, the gate asks for 1.0.*ignore_gate"
+    ):
         run(settings, tmp_path / "run")
     run({**settings, "ignore_gate": True}, tmp_path / "run", say=said.append)
     assert any(line.startswith("warning: the autoencoder reaches") for line in said)
@@ -166,11 +189,15 @@ def test_autoencoder_of_another_run(done: Path, settings: dict, tmp_path: Path) 
     assert all(torch.equal(t, theirs[n]) for n, t in mine.items())
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["autoencoder"]["steps"] == 0
 
-    table = write_table(tmp_path / "sulphur.csv", ["CS", "CSC", "CCS", "CCCS", "SCCS", "CC(C)S"], gap=[1, 2, 3, 4, 5, 6])
-    with pytest.raises(ConfigError, match=r"autoencoder_from=.*another vocabulary .*'S'.*train one on these data"):
+    table = write_table(
+        tmp_path / "sulphur.csv", ["CS", "CSC", "CCS", "CCCS", "SCCS", "CC(C)S"], gap=[1, 2, 3, 4, 5, 6]
+    )
+    with pytest.raises(
+        ConfigError, match=r"autoencoder_from=.*another vocabulary .*'S'.*train one on these data"
+    ):
         run({**config(table), "autoencoder_from": str(done)}, tmp_path / "sulphur")
     settings["domain"]["init_args"]["autoencoder"]["width"] = 48
-    with pytest.raises(ConfigError, match="autoencoder_from=.*other settings"):
+    with pytest.raises(ConfigError, match=r"autoencoder_from=.*other settings"):
         run({**settings, "autoencoder_from": str(done)}, tmp_path / "wider")
     with pytest.raises(ArtefactError, match="no model 'nowhere'"):
         run({**settings, "autoencoder_from": "nowhere"}, tmp_path / "nowhere")

@@ -25,7 +25,9 @@ def model(run_folder: Path) -> LatentDiffusion:
     return sciLDM.load(run_folder)
 
 
-def latents(model: LatentDiffusion, count: int, *, first: int = 0, batch_size: int = 512, **cond: float) -> torch.Tensor:
+def latents(
+    model: LatentDiffusion, count: int, *, first: int = 0, batch_size: int = 512, **cond: float
+) -> torch.Tensor:
     noise, ids = NoiseSource(7), range(first, first + count)
     request = model.codec.plan(count, cond, noise, ids)
     return model.sample_latents(request, ids, noise, guidance=2.0, batch_size=batch_size)
@@ -69,11 +71,15 @@ def test_guidance_as_a_mapping(model: LatentDiffusion) -> None:
     noise, ids = NoiseSource(0), range(4)
     request = model.codec.plan(4, {"gap": 4.0, "logP": 1.0, "atoms": 5}, noise, ids)
     plain, both, gap = (
-        model.sample_latents(request, ids, noise, guidance=g) for g in (1.0, {"gap": 3.0, "logP": 1.0}, {"gap": 3.0})
+        model.sample_latents(request, ids, noise, guidance=g)
+        for g in (1.0, {"gap": 3.0, "logP": 1.0}, {"gap": 3.0})
     )
     assert torch.allclose(both, gap, atol=1e-5)
     assert not torch.allclose(plain, gap, atol=1e-3)
-    assert model.sample(2, cond={"gap": 1.0}, guidance={"gap": 2.0}).table["requested_gap"].tolist() == [1.0, 1.0]
+    assert model.sample(2, cond={"gap": 1.0}, guidance={"gap": 2.0}).table["requested_gap"].tolist() == [
+        1.0,
+        1.0,
+    ]
     with pytest.raises(ConfigError, match=r"cannot guide \['logP'\].*guidable here: \['gap'\]"):
         model.sample(2, cond={"gap": 1.0}, guidance={"logP": 2.0})
 
@@ -81,7 +87,10 @@ def test_guidance_as_a_mapping(model: LatentDiffusion) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cond": {"gapp": 1.0}}, r"cannot condition on 'gapp'; this model knows atoms, gap, logP; did you mean 'gap'"),
+        (
+            {"cond": {"gapp": 1.0}},
+            r"cannot condition on 'gapp'; this model knows atoms, gap, logP; did you mean 'gap'",
+        ),
         ({"cond": {"LOGP": 1.0}}, r"did you mean 'logP'"),
         ({"cond": {"gap": [1.0, 2.0]}}, "one number, or one for each of 3 samples, got 2 values"),
         ({"cond": {"gap": "high"}}, "'gap': expected a number or 3 of them, got 'high'"),
@@ -108,7 +117,9 @@ def test_mistakes_are_told_before_any_work(model: LatentDiffusion, options: dict
 
 def test_another_sampler_and_progress(model: LatentDiffusion) -> None:
     seen: list[tuple[int, int]] = []
-    model.sample(4, sampler=DDIM(steps=3), batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    model.sample(
+        4, sampler=DDIM(steps=3), batch_size=2, progress=lambda done, total: seen.append((done, total))
+    )
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (6, 6)
 
@@ -137,7 +148,9 @@ def test_half_the_size(model: LatentDiffusion, tmp_path: Path) -> None:
 
 
 def test_weights_of_another_configuration(model: LatentDiffusion, tmp_path: Path) -> None:
-    other = LatentDiffusion({**model.config, "network": {"class_path": "sciLDM.nets.DiTNetwork"}}, model.state)
+    other = LatentDiffusion(
+        {**model.config, "network": {"class_path": "sciLDM.nets.DiTNetwork"}}, model.state
+    )
     other.config = model.config
     other.save(tmp_path / "mixed")
     with pytest.raises(ArtefactError, match="weights of the denoiser do not fit its configuration"):

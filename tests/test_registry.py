@@ -42,7 +42,9 @@ def test_molecules_are_found() -> None:
 
 @pytest.mark.parametrize("name", ["molecule", "Molecules", "moleculs"])
 def test_a_slip_gets_a_suggestion(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"no domain '{name}'; installed: .*molecules.*did you mean 'molecules'\?"):
+    with pytest.raises(
+        ConfigError, match=rf"no domain '{name}'; installed: .*molecules.*did you mean 'molecules'\?"
+    ):
         load_domain(name)
 
 

@@ -41,7 +41,9 @@ def test_molecules_conform(molecules: Molecules, tmp_path: Path) -> None:
         (lambda c: setattr(c, "labels", lambda split: {"gap": np.zeros(1)}), "1 values"),
     ],
 )
-def test_a_broken_corpus_is_found(molecules: Molecules, tmp_path: Path, break_it: Any, complaint: str) -> None:
+def test_a_broken_corpus_is_found(
+    molecules: Molecules, tmp_path: Path, break_it: Any, complaint: str
+) -> None:
     prepare = molecules.prepare
 
     def broken(*arguments: Any) -> Corpus:

@@ -156,12 +156,16 @@ def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """A first line is data when one of its cells, and the column below it, read as SMILES."""
+    """A first line is data when one of its cells, and the column below it, read as SMILES.
+
+    That comes first: "CCO my favourite molecule" names no column.
+    """
     first, body = rows[0], rows[1:]
-    if any(is_smiles_name(name) is not None for name in first):
+    if not body and any(is_smiles_name(name) is not None for name in first):
         return True
     return not any(
-        looks_like_smiles([cell.strip()])
+        is_smiles_name(cell) is None
+        and looks_like_smiles([cell.strip()])
         and (not body or looks_like_smiles([row[k].strip() for row in body if k < len(row)]))
         for k, cell in enumerate(first)
     )

@@ -255,10 +255,11 @@ def _described(
     path = cache / f"descriptors-{key}.npz"
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here: NumPy leaves a damaged archive open.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 return pd.DataFrame({n: stored[n] for n in names})
-        except (OSError, KeyError, ValueError):
-            path.unlink()
+        except Exception:  # zip, zlib, header and key errors: whatever is wrong, it is computed again
+            path.unlink(missing_ok=True)
     table = describe(
         smiles, names, workers=workers, progress=lambda done, total: progress("computing descriptors", done, total)
     )

@@ -10,7 +10,8 @@ the raw graph when it is connected and inside the valence caps; otherwise
 
 Atoms that no valence can reach are left out (eight fluorines and a carbon give CF4). Hydrogens fill what is left. Caps
 are the largest valences seen in the training data, so what comes out is what RDKit accepts, and a raw graph that RDKit
-would accept beyond them is constrained all the same. Nothing is repaired in silence: `changed` marks every molecule whose decoded graph is not its raw one.
+would accept beyond them is constrained all the same. Nothing is repaired in silence: `changed` marks every molecule
+whose decoded graph is not its raw one.
 """
 
 from dataclasses import dataclass
@@ -61,11 +62,28 @@ def decode_molecules(logits: GraphLogits, vocabulary: Vocabulary) -> list[Decode
     connected = _connected(order, logits.mask)
     arrays = [
         x.cpu().numpy()
-        for x in (types, order, logits.chirality.argmax(-1), logits.stereo.argmax(-1), fits, connected, logits.mask.sum(-1))
+        for x in (
+            types,
+            order,
+            logits.chirality.argmax(-1),
+            logits.stereo.argmax(-1),
+            fits,
+            connected,
+            logits.mask.sum(-1),
+        )
     ]
     odds = (logits.order[..., 1:].logsumexp(-1) - logits.order[..., 0]).cpu().numpy()
     return [
-        _decode_one(kinds[:n], orders[:n, :n], chirality[:n], stereo[:n, :n], odds[k, :n, :n], bool(ok), bool(whole), vocabulary)
+        _decode_one(
+            kinds[:n],
+            orders[:n, :n],
+            chirality[:n],
+            stereo[:n, :n],
+            odds[k, :n, :n],
+            bool(ok),
+            bool(whole),
+            vocabulary,
+        )
         for k, (kinds, orders, chirality, stereo, ok, whole, n) in enumerate(zip(*arrays, strict=True))
     ]
 
@@ -150,13 +168,15 @@ def _build(
     types: np.ndarray, order: np.ndarray, chirality: np.ndarray, stereo: np.ndarray, vocabulary: Vocabulary
 ) -> Chem.Mol | None:
     kinds = [vocabulary.types[k] for k in types]
-    bonds = [(int(i), int(j), int(order[i, j]), int(stereo[i, j])) for i, j in zip(*np.nonzero(order), strict=True)]
+    bonds = [
+        (int(i), int(j), int(order[i, j]), int(stereo[i, j])) for i, j in zip(*np.nonzero(order), strict=True)
+    ]
     try:
         mol = to_mol([k[0] for k in kinds], [k[1] for k in kinds], bonds, chirality.tolist())
     except ValueError:
         return None
     if mol.GetNumAtoms() > len(kinds):
-        # A hydrogen added to say the geometry of C=N-H outlives a geometry that means nothing; reading it again does not.
+        # A hydrogen added for the geometry of C=N-H stays though that geometry means nothing; re-reading drops it.
         return Chem.MolFromSmiles(Chem.MolToSmiles(mol))
     return mol
 

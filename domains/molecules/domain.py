@@ -1,5 +1,6 @@
 """The molecular adapter: a CSV of SMILES (or QM9, ZINC250k, MOSES) in, candidate molecules out."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -62,7 +63,10 @@ class Molecules(Domain):
             path = Path(self.data).expanduser()
             if not path.exists() and path.suffix == "":
                 raise DataError(f"data: expected a file or one of {', '.join(KNOWN_SOURCES)}, got {self.data!r}")
-            table, name = read_table(path, smiles_column=self.settings.smiles_column), path.name
+            with warnings.catch_warnings():
+                # All of them are notes of the corpus too, and `fit` says those once.
+                warnings.simplefilter("ignore", UserWarning)
+                table, name = read_table(path, smiles_column=self.settings.smiles_column), path.name
         return MoleculeCorpus(
             table,
             name=name,

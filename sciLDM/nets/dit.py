@@ -77,9 +77,13 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), _GELU(), nn.Linear(hidden, width))
         self.modulation = nn.Parameter(torch.zeros(6, width))
 
-    def forward(self, x: Tensor, shared: Tensor, rotary: tuple[Tensor, Tensor] | None, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, shared: Tensor, rotary: tuple[Tensor, Tensor] | None, bias: Tensor | None
+    ) -> Tensor:
         b1, s1, g1, b2, s2, g2 = (shared + self.modulation.to(shared.dtype))[:, None].unbind(2)
-        x = torch.addcmul(x, g1, self.attention(torch.addcmul(b1, self.norm_1(x).to(b1.dtype), 1 + s1), rotary, bias))
+        x = torch.addcmul(
+            x, g1, self.attention(torch.addcmul(b1, self.norm_1(x).to(b1.dtype), 1 + s1), rotary, bias)
+        )
         return torch.addcmul(x, g2, self.mlp(torch.addcmul(b2, self.norm_2(x).to(b2.dtype), 1 + s2)))
 
 
@@ -115,7 +119,9 @@ class DiT(nn.Module):
         if width % heads or (width // heads) % 2:
             raise ConfigError(f"width must be heads times an even number, got width={width}, heads={heads}")
         if any(n % patch for n in shape):
-            raise ConfigError(f"every axis of shape {tuple(shape)} must be a multiple of patch={patch}; pad the latent")
+            raise ConfigError(
+                f"every axis of shape {tuple(shape)} must be a multiple of patch={patch}; pad the latent"
+            )
         if positions == "rotary" and width // heads < 2 * len(shape):
             raise ConfigError(
                 f"rotary positions need at least {2 * len(shape)} channels a head for {len(shape)} axes, got "
@@ -168,7 +174,9 @@ class DiT(nn.Module):
             )
         grid = x.shape[2:]
         if any(n % self.patch for n in grid):
-            raise ShapeMismatch(f"every axis of grid {tuple(grid)} must be a multiple of patch={self.patch}; pad it")
+            raise ShapeMismatch(
+                f"every axis of grid {tuple(grid)} must be a multiple of patch={self.patch}; pad it"
+            )
         embedded = self.condition(cond, x)
         inputs = [x, torch.zeros_like(x) if previous is None else previous]
         if embedded.fields is not None:
@@ -216,7 +224,9 @@ def _unpatchify(tokens: Tensor, patch: int, channels: int, grid: Sequence[int]) 
     return x.permute(order).reshape(batch, channels, *grid)
 
 
-def _attention_bias(mask: Tensor | None, token_mask: Tensor | None, patch: int, tokens: Tensor) -> Tensor | None:
+def _attention_bias(
+    mask: Tensor | None, token_mask: Tensor | None, patch: int, tokens: Tensor
+) -> Tensor | None:
     """Additive key mask `[batch, 1, 1, length]`: 0 where attended to, a large negative number elsewhere."""
     if mask is None and token_mask is None:
         return None

@@ -1,7 +1,7 @@
 r"""RMS normalisation, `y = w x / sqrt(mean(x^2) + eps)` (Zhang & Sennrich 2019, arXiv:1910.07467), for CPUs.
 
-There PyTorch composes it of eight steps in float32, and its derivative of twenty. With `n = x r`, `r = 1 / sqrt(mean(x^2)
-+ eps)` and the gradient `g` of `y`, the derivative is `r (w g - n mean(w g n))`, which takes five.
+There PyTorch composes it of eight steps in float32, and its derivative of twenty: a tenth of a training step. With
+`r = 1 / sqrt(mean(x^2) + eps)`, `n = x r` and the gradient `g` of `y`, the derivative is `r (w g - n mean(w g n))`.
 """
 
 import torch
@@ -49,13 +49,13 @@ class _StackedRMSNorm(torch.autograd.Function):
         return x * _reciprocal_rms(x, eps) * _beside(weight, x)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+    def setup_context(ctx, inputs, output) -> None:
         x, weight, ctx.eps = inputs
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+    def backward(ctx, gradient):
         # From the inputs alone, so that it can be differentiated again.
         x, weight = ctx.saved_tensors
         r = _reciprocal_rms(x, ctx.eps)
@@ -65,7 +65,7 @@ class _StackedRMSNorm(torch.autograd.Function):
         return torch.addcmul(gradient * _beside(weight, x), n, mean) * r, product.sum(dim=1), None
 
     @staticmethod
-    def jvp(ctx, x_tangent, weight_tangent, _):  # noqa: ANN001, ANN205
+    def jvp(ctx, x_tangent, weight_tangent, _):
         x, weight = ctx.saved_tensors
         r = _reciprocal_rms(x, ctx.eps)
         n = x * r

@@ -9,19 +9,91 @@ from sciLDM.domains.molecules.autoencoder import GraphLogits
 from sciLDM.domains.molecules.featurise import Featurised, featurise
 from sciLDM.domains.molecules.vocabulary import Vocabulary
 
-QM9_LIKE = (
-    "C N O CC CO C=O C#N CCO CCN CC=O CC#N C1CC1 C1CO1 CCC CNC COC NC=O OC=O FC(F)F CC(C)C CC(C)(C)C C=CC=O "
-    "c1ccccc1 c1cc[nH]c1 c1ccoc1 c1ccncc1 C1CCC1 C1CCCC1 CC(=O)[O-] C[NH3+] [O-][N+](=O)C C[N+]#[C-] C[C@H](N)O "
-    "C[C@@H](N)O C/C=C/C C/C=C\\C F/C=C/F F/C=C\\F [H]/N=C/C OC1CC1 C1=CCC1 C#CC#C CC#CC O=C1CC1 CN(C)C CCCC "
-    "CCOC NCCO OCCO CC(N)=O CNC=O COC=O C1CCOC1 C1CCNC1 CC1CC1 C=C C#C OO NN CF"
-).split()
+QM9_LIKE = [
+    "C",
+    "N",
+    "O",
+    "CC",
+    "CO",
+    "C=O",
+    "C#N",
+    "CCO",
+    "CCN",
+    "CC=O",
+    "CC#N",
+    "C1CC1",
+    "C1CO1",
+    "CCC",
+    "CNC",
+    "COC",
+    "NC=O",
+    "OC=O",
+    "FC(F)F",
+    "CC(C)C",
+    "CC(C)(C)C",
+    "C=CC=O",
+    "c1ccccc1",
+    "c1cc[nH]c1",
+    "c1ccoc1",
+    "c1ccncc1",
+    "C1CCC1",
+    "C1CCCC1",
+    "CC(=O)[O-]",
+    "C[NH3+]",
+    "[O-][N+](=O)C",
+    "C[N+]#[C-]",
+    "C[C@H](N)O",
+    "C[C@@H](N)O",
+    "C/C=C/C",
+    "C/C=C\\C",
+    "F/C=C/F",
+    "F/C=C\\F",
+    "[H]/N=C/C",
+    "OC1CC1",
+    "C1=CCC1",
+    "C#CC#C",
+    "CC#CC",
+    "O=C1CC1",
+    "CN(C)C",
+    "CCCC",
+    "CCOC",
+    "NCCO",
+    "OCCO",
+    "CC(N)=O",
+    "CNC=O",
+    "COC=O",
+    "C1CCOC1",
+    "C1CCNC1",
+    "CC1CC1",
+    "C=C",
+    "C#C",
+    "OO",
+    "NN",
+    "CF",
+]
 """Sixty molecules of up to six heavy atoms, with charges, rings, chirality and double-bond geometry."""
 
-DRUG_LIKE = (
-    "CC(=O)Oc1ccccc1C(=O)O CN1C=NC2=C1C(=O)N(C(=O)N2C)C CS(=O)(=O)c1ccc(Cl)cc1 O=S(=O)(N)c1ccc(Br)s1 CP(=O)(O)OC "
-    "C[S+](C)CC[C@H](N)C(=O)[O-] Ic1ccccc1 C[N-]S(=O)(=O)C C[P+](C)(C)C c1ccc2c(c1)[nH]c1ccccc12 C[n+]1ccccc1 "
-    "C/C(=N\\O)c1ccncc1 CSC(=S)N OB(O)c1ccccc1 C[Si](C)(C)O FS(F)(F)(F)(F)c1ccccc1 O=P(O)(O)O c1cc[o+]cc1 CN=[N+]=[N-]"
-).split()
+DRUG_LIKE = [
+    "CC(=O)Oc1ccccc1C(=O)O",
+    "CN1C=NC2=C1C(=O)N(C(=O)N2C)C",
+    "CS(=O)(=O)c1ccc(Cl)cc1",
+    "O=S(=O)(N)c1ccc(Br)s1",
+    "CP(=O)(O)OC",
+    "C[S+](C)CC[C@H](N)C(=O)[O-]",
+    "Ic1ccccc1",
+    "C[N-]S(=O)(=O)C",
+    "C[P+](C)(C)C",
+    "c1ccc2c(c1)[nH]c1ccccc12",
+    "C[n+]1ccccc1",
+    "C/C(=N\\O)c1ccncc1",
+    "CSC(=S)N",
+    "OB(O)c1ccccc1",
+    "C[Si](C)(C)O",
+    "FS(F)(F)(F)(F)c1ccccc1",
+    "O=P(O)(O)O",
+    "c1cc[o+]cc1",
+    "CN=[N+]=[N-]",
+]
 """Functional groups of drugs: sulphur up to six bonds, phosphorus, halogens, ylides, charged rings."""
 
 
@@ -60,7 +132,11 @@ def valences(mol: Chem.Mol) -> list[tuple[str, int, int]]:
     kekule = Chem.RemoveHs(mol)
     Chem.Kekulize(kekule, clearAromaticFlags=True)
     return [
-        (a.GetSymbol(), a.GetFormalCharge(), round(sum(b.GetBondTypeAsDouble() for b in a.GetBonds())) + a.GetTotalNumHs())
+        (
+            a.GetSymbol(),
+            a.GetFormalCharge(),
+            round(sum(b.GetBondTypeAsDouble() for b in a.GetBonds())) + a.GetTotalNumHs(),
+        )
         for a in kekule.GetAtoms()
         if a.GetAtomicNum() > 1
     ]

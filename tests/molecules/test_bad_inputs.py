@@ -39,16 +39,20 @@ def refused(path: Path, *conditions: str, match: str, error: type[SciLDMError] =
 
 
 def test_broken_smiles_are_skipped_and_listed(tmp_path: Path) -> None:
-    bad = {"C(": "unparsable", "c1ccccc": "unparsable", "C(C)(C)(C)(C)C": "unparsable", "": "empty", "hello": "unparsable",
-           "CC.Cl": "salt or mixture", "*C": "wildcard", "[CH3]": "radical", "[2H]C": "isotope",
+    bad = {"C(": "unparsable", "c1ccccc": "unparsable", "C(C)(C)(C)(C)C": "unparsable", "": "empty",
+           "hello": "unparsable", "CC.Cl": "salt or mixture", "*C": "wildcard", "[CH3]": "radical", "[2H]C": "isotope",
            "[NH3]->[Cu]": "unsupported bond", "[H][H]": "no heavy atom", "Ün": "unparsable"}  # fmt: skip
-    path = write_table(tmp_path / "t.csv", [*QM9_LIKE[:20], *bad, *QM9_LIKE[20:]], gap=range(len(QM9_LIKE) + len(bad)))
+    path = write_table(
+        tmp_path / "t.csv", [*QM9_LIKE[:20], *bad, *QM9_LIKE[20:]], gap=range(len(QM9_LIKE) + len(bad))
+    )
     said, rejected = trains(path, "gap")
     assert rejected["row"].tolist() == list(range(20, 20 + len(bad)))
     assert rejected["smiles"].tolist() == list(bad)
     for reason, expected in zip(rejected["reason"], bad.values(), strict=True):
         assert reason.startswith(expected), reason
-    assert any(line.startswith(f"data: {len(bad)} of {len(QM9_LIKE) + len(bad)} rows rejected") for line in said)
+    assert any(
+        line.startswith(f"data: {len(bad)} of {len(QM9_LIKE) + len(bad)} rows rejected") for line in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,18 @@ def test_broken_smiles_are_skipped_and_listed(tmp_path: Path) -> None:
         ('smiles,gap\nCC,"1\nCCO,2\n', r"not a regular table"),
         ("PK\x03\x04rest", "is a workbook or zip archive, not text; save the sheet as 'CSV UTF-8'"),
     ],
-    ids=["empty", "blank", "header only", "no SMILES", "all broken", "one", "one in three spellings", "ragged", "quote", "xlsx"],
+    ids=[
+        "empty",
+        "blank",
+        "header only",
+        "no SMILES",
+        "all broken",
+        "one",
+        "one in three spellings",
+        "ragged",
+        "quote",
+        "xlsx",
+    ],
 )
 def test_files_without_usable_molecules(tmp_path: Path, content: str, match: str) -> None:
     path = tmp_path / "t.csv"
@@ -83,7 +98,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_one_molecule_too_few_for_a_split_is_enough_at_three(tmp_path: Path) -> None:
-    _, rejected = trains(write_table(tmp_path / "t.csv", ["C", "CO", "CCO"], gap=[1, 2, 3]))
+    _, rejected = trains(write_table(tmp_path / "t.csv", ["CCN", "CCO", "CCC"], gap=[1, 2, 3]))
     assert len(rejected) == 0
 
 
@@ -98,16 +113,18 @@ def test_columns_that_cannot_be_asked_for(tmp_path: Path) -> None:
         same=[7 for _ in range(n)],
         mostly=["n.d." if k == 4 else k for k in range(n)],
     )
-    with pytest.warns(UserWarning):  # from reading: the columns that are left out
-        refused(path, "gapp", match=r"cannot condition on 'gapp': did you mean 'Gap'\? expected a numeric column .*Gap, half")
+    refused(
+        path,
+        "gapp",
+        match=r"cannot condition on 'gapp': did you mean 'Gap'.*\? expected a numeric column .*\(Gap, half\)",
+    )
     for column, reason in {
         "name": r"'name': 60 of 60 values are not finite numbers \('compound 0'",
         "nothing": "'nothing' has no values",
         "same": r"'same' is constant \(7\)",
         "mostly": r"'mostly': 1 of 60 values are not finite numbers \('n.d.'\)",
     }.items():
-        with pytest.warns(UserWarning):
-            refused(path, column, match=f"cannot condition on '{column}': .*{reason}")
+        refused(path, column, match=f"cannot condition on '{column}': .*{reason}")
 
 
 def test_a_column_whose_values_all_fall_outside_the_training_split(tmp_path: Path) -> None:
@@ -133,13 +150,29 @@ def test_a_column_whose_values_all_fall_outside_the_training_split(tmp_path: Pat
 
 
 def test_missing_values_are_fine(tmp_path: Path) -> None:
-    said, rejected = trains(write_table(tmp_path / "t.csv", gap=["" if k % 3 else k for k in range(len(QM9_LIKE))]), "gap", "QED")
+    _, rejected = trains(
+        write_table(tmp_path / "t.csv", gap=["" if k % 3 else k for k in range(len(QM9_LIKE))]), "gap", "QED"
+    )
     assert len(rejected) == 0
 
 
 def test_exotic_elements_and_charges(tmp_path: Path) -> None:
-    exotic = ["[Na+]", "[Cl-]", "C[Se]C", "C[Si](C)(C)C", "OB(O)C", "C[As](C)C", "FS(F)(F)(F)(F)F", "O=[Pt]=O", "[Xe]", "CI", "C[Hg]C"]
-    said, rejected = trains(write_table(tmp_path / "t.csv", [*QM9_LIKE, *exotic], gap=range(len(QM9_LIKE) + len(exotic))))
+    exotic = [
+        "[Na+]",
+        "[Cl-]",
+        "C[Se]C",
+        "C[Si](C)(C)C",
+        "OB(O)C",
+        "C[As](C)C",
+        "FS(F)(F)(F)(F)F",
+        "O=[Pt]=O",
+        "[Xe]",
+        "CI",
+        "C[Hg]C",
+    ]
+    _, rejected = trains(
+        write_table(tmp_path / "t.csv", [*QM9_LIKE, *exotic], gap=range(len(QM9_LIKE) + len(exotic)))
+    )
     assert set(rejected["smiles"]) <= set(exotic)
 
 
@@ -166,7 +199,11 @@ def test_a_huge_molecule_among_small_ones(tmp_path: Path) -> None:
         ("windows.csv", "smiles,gap\r\n" + "".join(f"{s},{k}\r\n" for k, s in enumerate(QM9_LIKE))),
         ("bom.csv", "\ufeffsmiles;gap\n" + "".join(f"{s};{k},5\n" for k, s in enumerate(QM9_LIKE))),
         ("Moleküle für später.csv", "smiles,gap\n" + "".join(f"{s},{k}\n" for k, s in enumerate(QM9_LIKE))),
-        ("quoted.csv", '"name","Canonical SMILES","gap"\n' + "".join(f'"a, b","{s}","{k}"\n' for k, s in enumerate(QM9_LIKE))),
+        (
+            "quoted.csv",
+            '"name","Canonical SMILES","gap"\n'
+            + "".join(f'"a, b","{s}","{k}"\n' for k, s in enumerate(QM9_LIKE)),
+        ),
     ],
     ids=["tabs", "Windows", "byte order mark and decimal comma", "non-ASCII path", "quoted"],
 )
@@ -186,7 +223,10 @@ def test_a_smiles_file_without_header(tmp_path: Path) -> None:
 
 def test_a_smiles_column_that_is_named_wrongly(tmp_path: Path) -> None:
     settings = config(write_table(tmp_path / "t.csv"), conditions=(), **SHORT)
-    for name, match in {"SMILE": r"no column 'SMILE'; did you mean 'smiles'\?", "gap": "column 'gap' does not hold SMILES"}.items():
+    for name, match in {
+        "SMILE": r"no column 'SMILE'; did you mean 'smiles'\?",
+        "gap": "column 'gap' does not hold SMILES",
+    }.items():
         settings["domain"]["init_args"]["settings"]["smiles_column"] = name
         with pytest.raises(DataError, match=match):
             run(settings, tmp_path / name)

@@ -23,7 +23,9 @@ from tests.tiny import write_table
 ONE = DataSettings(workers=1)
 
 
-def prepare(path: Path, *conditions: str, settings: DataSettings = ONE, cache: Path | None = None) -> MoleculeCorpus:
+def prepare(
+    path: Path, *conditions: str, settings: DataSettings = ONE, cache: Path | None = None
+) -> MoleculeCorpus:
     corpus: Corpus = Molecules(str(path), conditions=conditions, settings=settings).prepare(
         cache or path.parent / "cache", lambda _what, _done, _total: None
     )
@@ -35,7 +37,9 @@ def labelled(corpus: MoleculeCorpus, name: str) -> dict[str, float]:
     """Label of every molecule, by SMILES."""
     found: dict[str, float] = {}
     for split, chosen in corpus._split.items():
-        found |= dict(zip((corpus.smiles[k] for k in chosen), corpus.labels(split)[name].tolist(), strict=True))
+        found |= dict(
+            zip((corpus.smiles[k] for k in chosen), corpus.labels(split)[name].tolist(), strict=True)
+        )
     return found
 
 
@@ -51,7 +55,10 @@ def test_graphs_labels_and_smiles_belong_together(tmp_path: Path) -> None:
         for k, row in enumerate(chosen):
             smiles = corpus.smiles[row]
             mol = Chem.MolFromSmiles(smiles)
-            assert graph_smiles(corpus._graphs.graphs, corpus._graphs.vocabulary, int(corpus._rows[row])) == smiles
+            assert (
+                graph_smiles(corpus._graphs.graphs, corpus._graphs.vocabulary, int(corpus._rows[row]))
+                == smiles
+            )
             assert int((batch.batch == k).sum()) == mol.GetNumHeavyAtoms() == labels["atoms"][k]
             assert labels["gap"][k] == given[smiles]
             assert labels["logP"][k] == pytest.approx(Crippen.MolLogP(mol), abs=1e-5)
@@ -107,7 +114,9 @@ def test_a_damaged_descriptor_cache_is_built_again(tmp_path: Path) -> None:
 
 
 def test_max_molecules_and_max_atoms(tmp_path: Path) -> None:
-    table = write_table(tmp_path / "t.csv", [*QM9_LIKE, "C" * 60], gap=[k % 7 for k in range(len(QM9_LIKE) + 1)])
+    table = write_table(
+        tmp_path / "t.csv", [*QM9_LIKE, "C" * 60], gap=[k % 7 for k in range(len(QM9_LIKE) + 1)]
+    )
     whole = prepare(table)
     assert whole.state["vocabulary"]["max_atoms"] == 60
     assert any("largest molecule has 60 heavy atoms, 99 % have at most 6" in note for note in whole.notes)
@@ -119,7 +128,9 @@ def test_max_molecules_and_max_atoms(tmp_path: Path) -> None:
     assert few[0].smiles == few[1].smiles != few[2].smiles
 
 
-@pytest.mark.parametrize("name", ["gap (eV)", "HOMO-LUMO/eV", "logP.1", "values", "keys", "training", "µ", "100%", "a b"])
+@pytest.mark.parametrize(
+    "name", ["gap (eV)", "HOMO-LUMO/eV", "logP.1", "values", "keys", "training", "µ", "100%", "a b"]
+)
 def test_any_name_of_a_column_can_be_a_condition(tmp_path: Path, name: str) -> None:
     """Through the network's embedding and the latent cache, both of which use it as a key."""
     path = tmp_path / "t.csv"
@@ -138,7 +149,9 @@ def test_any_name_of_a_column_can_be_a_condition(tmp_path: Path, name: str) -> N
 
 
 def test_reference(tmp_path: Path) -> None:
-    corpus = prepare(write_table(tmp_path / "t.csv", [*QM9_LIKE, "C(", "CC.Cl"], gap=range(len(QM9_LIKE) + 2)))
+    corpus = prepare(
+        write_table(tmp_path / "t.csv", [*QM9_LIKE, "C(", "CC.Cl"], gap=range(len(QM9_LIKE) + 2))
+    )
     corpus.write_reference(tmp_path / "reference")
     found = find_reference(tmp_path / "reference", corpus.state["source"])
     assert found is not None

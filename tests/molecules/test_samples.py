@@ -1,4 +1,4 @@
-"""What `model.sample` hands over: the table is consistent with its molecules, and files read back as what was written."""
+"""What `model.sample` hands over: a table that fits its molecules, and files that read back."""
 
 from pathlib import Path
 
@@ -22,7 +22,10 @@ ROWS = [FOUND.smiles.index(s) for s in ("CCO", "c1ccccc1", "C/C=C/C", "C[C@H](N)
 @pytest.fixture
 def samples(tmp_path: Path) -> MoleculeSamples:
     """Five molecules, one that could not be decoded, and a training set that holds two of them."""
-    decoded = [*decode_molecules(logits_of(FOUND, ROWS), FOUND.vocabulary), Decoded(None, None, False, False, True, None)]
+    decoded = [
+        *decode_molecules(logits_of(FOUND, ROWS), FOUND.vocabulary),
+        Decoded(None, None, False, False, True, None),
+    ]
     Reference.write(tmp_path / "reference", ["CCO", "Cc1ccccc1", "C[C@H](N)O", "C[C@@H](N)O"], ["C"])
     requested = {"logP": np.array([0.5, np.nan, 1.0, 2.0, 3.0, 4.0], dtype=np.float32)}
     return MoleculeSamples.build(
@@ -59,7 +62,9 @@ def test_csv_and_smi_read_back(samples: MoleculeSamples, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("conformers", [False, True])
-def test_sdf_reads_back_with_stereo_and_columns(samples: MoleculeSamples, tmp_path: Path, conformers: bool) -> None:
+def test_sdf_reads_back_with_stereo_and_columns(
+    samples: MoleculeSamples, tmp_path: Path, conformers: bool
+) -> None:
     path = samples.write(tmp_path / "out.sdf", conformers=conformers)
     read = [m for m in Chem.SDMolSupplier(str(path)) if m is not None]
     assert len(read) == 5
@@ -79,7 +84,10 @@ def test_conformers_are_three_dimensional_and_repeatable(samples: MoleculeSample
         assert b is not None
         positions = a.GetConformer().GetPositions()
         assert np.array_equal(positions, b.GetConformer().GetPositions())
-        bonds = [np.linalg.norm(positions[x.GetBeginAtomIdx()] - positions[x.GetEndAtomIdx()]) for x in a.GetBonds()]
+        bonds = [
+            np.linalg.norm(positions[x.GetBeginAtomIdx()] - positions[x.GetEndAtomIdx()])
+            for x in a.GetBonds()
+        ]
         assert 0.9 < min(bonds) <= max(bonds) < 1.7  # angstrom, from O-H to C-C
 
 
@@ -98,7 +106,11 @@ def test_pictures(samples: MoleculeSamples) -> None:
 
 def test_nothing_decoded_is_still_a_table(tmp_path: Path) -> None:
     empty = MoleculeSamples.build(
-        [Decoded(None, None, False, False, True, None)] * 2, {}, descriptors=["logP"], reference=_reference(tmp_path), source=SOURCE
+        [Decoded(None, None, False, False, True, None)] * 2,
+        {},
+        descriptors=["logP"],
+        reference=_reference(tmp_path),
+        source=SOURCE,
     )
     assert len(empty) == 2
     assert empty.smiles == []

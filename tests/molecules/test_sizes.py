@@ -41,7 +41,9 @@ def by_hand(sizes: np.ndarray, properties: dict[str, np.ndarray], wanted: dict[s
     return np.array(posterior) / sum(posterior)
 
 
-@pytest.mark.parametrize("subset", list(chain.from_iterable(combinations(NAMES, r) for r in range(4))), ids=str)
+@pytest.mark.parametrize(
+    "subset", list(chain.from_iterable(combinations(NAMES, r) for r in range(4))), ids=str
+)
 def test_any_subset_of_properties(subset: tuple[str, ...], data: tuple) -> None:
     sizes, properties = data
     prior = SizePrior.fit(sizes, properties)
