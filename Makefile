@@ -38,9 +38,7 @@ demo: install
 	$(BIN)/scildm demo --output runs/demo $(DEMO_ARGS)
 
 bench: install
-	@for script in benchmarks/*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" $(BENCH_ARGS) || exit 1; \
-	done
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

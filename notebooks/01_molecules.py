@@ -18,6 +18,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
@@ -31,8 +32,8 @@ work = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # ## 1. The table
-# Any CSV will do. Ours holds 20,000 molecules of QM9 with their HOMO-LUMO gap [eV], and, as real tables do, one row that
-# is not a molecule and some gaps that nobody measured.
+# Any CSV will do. Ours holds 20,000 molecules of QM9 with their HOMO-LUMO gap [eV], and, as real tables do, one row
+# that is not a molecule and some gaps that nobody measured.
 
 # %%
 table = qm9().sample(300 if TINY else 20_000, random_state=0)[["smiles", "gap"]]
@@ -47,7 +48,7 @@ table.head()
 # one call; an interrupted run continues when the cell is run again.
 
 # %%
-steps = {"autoencoder_stage": 20, "denoiser_stage": 20} if TINY else {"autoencoder_stage": 800, "denoiser_stage": 1200}
+steps = dict.fromkeys(("autoencoder_stage", "denoiser_stage"), 20 if TINY else 1200)
 config = {
     "domain": {
         "class_path": "molecules",
@@ -86,8 +87,6 @@ asked = model.sample(len(targets), cond={"logP": targets}, guidance=1.5, steps=2
 asked.table[["smiles", "requested_logP", "realised_logP", "valid_raw", "changed"]].head()
 
 # %%
-import matplotlib.pyplot as plt
-
 figure, axes = plt.subplots(figsize=(4, 4))
 axes.plot(asked.table["requested_logP"], asked.table["realised_logP"], ".", alpha=0.6)
 axes.plot(targets, targets, "k--", lw=1)
@@ -100,6 +99,8 @@ asked.write(work / "candidates.csv")
 narrow_gap.write(work / "candidates.sdf", conformers=True)
 
 # %%
-correlation = spearmanr(asked.table["requested_logP"], asked.table["realised_logP"], nan_policy="omit").statistic
+correlation = spearmanr(
+    asked.table["requested_logP"], asked.table["realised_logP"], nan_policy="omit"
+).statistic
 assert correlation > 0.8, correlation
 round(float(correlation), 3)

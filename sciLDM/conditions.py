@@ -18,7 +18,16 @@ from torch import Tensor
 from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.types import Cond
 
-__all__ = ["Category", "Condition", "FieldMap", "Scalar", "Tokens", "Vector", "check_conditions", "drop_conditions"]
+__all__ = [
+    "Category",
+    "Condition",
+    "FieldMap",
+    "Scalar",
+    "Tokens",
+    "Vector",
+    "check_conditions",
+    "drop_conditions",
+]
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,7 @@ class Domain(ABC):
         """The codec for a prepared data set, or for a loaded artefact."""
 
     @abstractmethod
-    def evaluate(
-        self, samples: Any, codec: Codec, reference: Path | None, progress: Progress
-    ) -> Evaluation:
+    def evaluate(self, samples: Any, codec: Codec, reference: Path | None, progress: Progress) -> Evaluation:
         """Score native samples beside the field's floor and baselines."""
 
 
@@ -175,18 +173,26 @@ def broadcast_labels(wanted: Mapping[str, Any], count: int, known: Sequence[str]
             folded = {entry.casefold(): entry for entry in known}
             near = difflib.get_close_matches(str(name).casefold(), folded, n=2, cutoff=0.5)
             hint = f"; did you mean {' or '.join(repr(folded[n]) for n in near)}?" if near else ""
-            raise ConfigError(f"cannot condition on {name!r}; this model knows {', '.join(known) or 'no conditions'}{hint}")
+            raise ConfigError(
+                f"cannot condition on {name!r}; this model knows {', '.join(known) or 'no conditions'}{hint}"
+            )
         try:
             value = value.detach().cpu() if isinstance(value, Tensor) else value
             label = torch.as_tensor(np.asarray(value, dtype=np.float64)).float()
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"condition {name!r}: expected a number or {count} of them, got {value!r}") from error
+            raise ConfigError(
+                f"condition {name!r}: expected a number or {count} of them, got {value!r}"
+            ) from error
         if label.ndim == 0:
             label = label.expand(count)
         if label.shape != (count,):
             got = f"{len(label)} values" if label.ndim == 1 else f"an array of shape {tuple(label.shape)}"
-            raise ConfigError(f"condition {name!r}: expected one number, or one for each of {count} samples, got {got}")
+            raise ConfigError(
+                f"condition {name!r}: expected one number, or one for each of {count} samples, got {got}"
+            )
         if bool(label.isinf().any()):
-            raise ConfigError(f"condition {name!r}: expected finite numbers (NaN leaves one open), got {value!r}")
+            raise ConfigError(
+                f"condition {name!r}: expected finite numbers (NaN leaves one open), got {value!r}"
+            )
         labels[name] = label.clone()
     return labels

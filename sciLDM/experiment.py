@@ -77,7 +77,9 @@ def experiment_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def read_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_config(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A YAML file or a mapping, with dotted overrides, as a complete plain configuration.
 
     Args:
@@ -97,10 +99,14 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{source}: expected options by name, at least `domain:`, got {raw!r:.60}; see configs/")
+        raise ConfigError(
+            f"{source}: expected options by name, at least `domain:`, got {raw!r:.60}; see configs/"
+        )
     for dotted, value in (overrides or {}).items():
         _set(raw, dotted, value)
-    raw = {name: value for name, value in raw.items() if value is not None}  # an option left empty is one left out
+    raw = {
+        name: value for name, value in raw.items() if value is not None
+    }  # an option left empty is one left out
     _check_groups(raw)
     domain = raw.get("domain")
     raw["domain"] = {"class_path": domain} if isinstance(domain, str) else domain

@@ -81,7 +81,9 @@ def fit(
     _same_data(run, corpus)
     if _rank() == 0:
         corpus.write_reference(run / "reference")
-    with torch.random.fork_rng(devices=[]):  # initial weights are the run's own; the caller's generator stays as it was
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial weights are the run's own; the caller's generator stays as it was
         torch.manual_seed(full["seed"])
         model = LatentDiffusion(full, corpus.state, reference=run / "reference")
     say("parameters: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in model.parameters.items() if n))
@@ -90,7 +92,9 @@ def fit(
     _gate(model, summary["autoencoder"]["validation"], full["ignore_gate"], say)
     latents = _latents(model, corpus, run, progress or _silent, say)
     summary["denoiser"] = _stage_two(model, latents, run, say)
-    summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform != "darwin" else 30)
+    summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
+        20 if sys.platform != "darwin" else 30
+    )
     if _rank() == 0:
         model.card = {"domain": experiment_domain.name, "training": summary}
         model.save(run / "model")
@@ -116,7 +120,12 @@ def _stage_one(model: LatentDiffusion, corpus: Corpus, run: Path, say: Say) -> d
     )
     stage.finished_network()
     held_out = reconstruction(model, corpus, "test")
-    return {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation), "test": held_out}
+    return {
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "validation": dict(result.validation),
+        "test": held_out,
+    }
 
 
 def _borrow(model: LatentDiffusion, source: str, corpus: Corpus, say: Say) -> dict[str, Any]:
@@ -129,7 +138,9 @@ def _borrow(model: LatentDiffusion, source: str, corpus: Corpus, say: Say) -> di
         )
     mine, given = model.autoencoder.state_dict(), other.autoencoder.state_dict()
     if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in given.items()}:
-        raise ConfigError(f"autoencoder_from={source}: it has other settings; copy its `domain` options, or train one here")
+        raise ConfigError(
+            f"autoencoder_from={source}: it has other settings; copy its `domain` options, or train one here"
+        )
     model.autoencoder.load_state_dict(given)
     say(f"stage 1: autoencoder taken from {source}")
     held_out = reconstruction(model, corpus, "test")
@@ -145,7 +156,9 @@ def _shown(vocabulary: Any) -> str:
 
 
 @torch.no_grad()
-def reconstruction(model: LatentDiffusion, corpus: Corpus, split: str, *, limit: int = 20_000) -> dict[str, float]:
+def reconstruction(
+    model: LatentDiffusion, corpus: Corpus, split: str, *, limit: int = 20_000
+) -> dict[str, float]:
     """Scores of the noise-free round trip on a split, averaged over its first `limit` samples."""
     totals: dict[str, float] = {}
     count = min(corpus.sizes[split], limit)
@@ -163,9 +176,10 @@ def _gate(model: LatentDiffusion, scores: Mapping[str, float], ignore: bool, say
             raise ConfigError(f"the gate asks for {name!r}, the autoencoder reports {sorted(scores)}")
         if scores[name] < least:
             message = (
-                f"the autoencoder reaches {name} = {scores[name]:.4f} on held-out data, the gate asks for {least}; what it "
-                "cannot rebuild, the diffusion model cannot generate. Train longer (autoencoder_stage.max_steps), widen it "
-                "(domain.init_args.autoencoder), or go on regardless (ignore_gate: true)"
+                f"the autoencoder reaches {name} = {scores[name]:.4f} on held-out data, the gate asks for {least}; "
+                "what it cannot rebuild, the diffusion model cannot generate. Train longer "
+                "(autoencoder_stage.max_steps), widen it (domain.init_args.autoencoder), or go on regardless "
+                "(ignore_gate: true)"
             )
             if not ignore:
                 raise GateError(message)
@@ -208,7 +222,9 @@ def _latents(
     return found
 
 
-def _encoded(model: LatentDiffusion, corpus: Corpus, split: str) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any]]]:
+def _encoded(
+    model: LatentDiffusion, corpus: Corpus, split: str
+) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any]]]:
     labels = corpus.labels(split)
     size = model.codec.shape
     for start in range(0, corpus.sizes[split], _BATCH):
@@ -221,7 +237,9 @@ def _encoded(model: LatentDiffusion, corpus: Corpus, split: str) -> Iterator[tup
         yield z, mask, {name: values[indices] for name, values in labels.items()}
 
 
-def _stage_two(model: LatentDiffusion, latents: Mapping[str, NormalisedLatents], run: Path, say: Say) -> dict[str, Any]:
+def _stage_two(
+    model: LatentDiffusion, latents: Mapping[str, NormalisedLatents], run: Path, say: Say
+) -> dict[str, Any]:
     say("stage 2: denoiser")
     stage = DenoiserStage(model.denoiser, model.experiment.objective, model.codec.conditions)
     result = run_stage(
@@ -254,7 +272,9 @@ def _claim(run: Path, config: Mapping[str, Any], say: Say) -> None:
             partial.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
             partial.replace(stored)
     except OSError as error:
-        raise ConfigError(f"cannot write to {run}: {error.strerror or error}; choose another --output") from error
+        raise ConfigError(
+            f"cannot write to {run}: {error.strerror or error}; choose another --output"
+        ) from error
 
 
 def _started(run: Path) -> bool:
@@ -266,7 +286,9 @@ def _read_stored(path: Path) -> Mapping[str, Any]:
     try:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove {path.parent}, or choose another --output") from error
+        raise ConfigError(
+            f"{path} is damaged ({error}); remove {path.parent}, or choose another --output"
+        ) from error
     if not isinstance(before, Mapping):
         raise ConfigError(f"{path} is damaged; remove {path.parent}, or choose another --output")
     return before
@@ -283,7 +305,7 @@ def _check_same_run(run: Path, before: Mapping[str, Any], config: Mapping[str, A
     for name in ("autoencoder_stage.max_steps", "autoencoder_stage.max_minutes"):
         if trained and _at(before, name) != _at(config, name):
             raise ConfigError(
-                f"{run}: {name} was {_at(before, name)}, is {_at(config, name)}, but the denoiser has been trained on the "
+                f"{run}: {name} was {_at(before, name)}, is {_at(config, name)}, but the denoiser has been trained on "
                 f"latents of that autoencoder; remove {run / 'denoiser'} to train both, or restore {name}"
             )
 
@@ -315,7 +337,9 @@ def _same_data(run: Path, corpus: Corpus) -> None:
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     """Dotted names of options that differ. Where and how long it runs may change when a run is continued."""
-    if path in ("trainer", "ignore_gate") or path.endswith(("_stage.max_steps", "_stage.max_minutes", "_every")):
+    if path in ("trainer", "ignore_gate") or path.endswith(
+        ("_stage.max_steps", "_stage.max_minutes", "_every")
+    ):
         return
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b}, key=str):

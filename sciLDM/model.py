@@ -137,7 +137,9 @@ class LatentDiffusion:
             latents.append(self.stats.denormalise(z))
         return torch.cat(latents)
 
-    def guided(self, request: Request, part: slice, guidance: float | Mapping[str, float] | None = None) -> Denoiser:
+    def guided(
+        self, request: Request, part: slice, guidance: float | Mapping[str, float] | None = None
+    ) -> Denoiser:
         """The denoiser for some samples of a request, with their conditions and the guidance asked for."""
         cond = {name: label[part].to(self.device) for name, label in request.cond.items()}
         mask = None if request.mask is None else request.mask[part].to(self.device)
@@ -187,14 +189,20 @@ def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
     card = dict(artefact.card)
     state = card.pop("state", None)
     if not isinstance(state, dict):
-        raise ArtefactError("the model's card has no `state`: it was not written by `LatentDiffusion.save`; train again")
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced: not the caller's business
+        raise ArtefactError(
+            "the model's card has no `state`: it was not written by `LatentDiffusion.save`; train again"
+        )
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial weights are drawn and replaced: not the caller's business
         model = LatentDiffusion(artefact.config, state, card=card, reference=reference)
     for part, module in model.parts.items():
         prefix = f"{part}."
         tensors = {k.removeprefix(prefix): v for k, v in artefact.tensors.items() if k.startswith(prefix)}
         expected = module.state_dict()
-        wrong = sorted(set(expected) ^ set(tensors)) or [k for k in expected if expected[k].shape != tensors[k].shape]
+        wrong = sorted(set(expected) ^ set(tensors)) or [
+            k for k in expected if expected[k].shape != tensors[k].shape
+        ]
         if wrong:
             raise ArtefactError(
                 f"the weights of the {part} do not fit its configuration (first difference: {wrong[0]}); "

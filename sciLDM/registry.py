@@ -69,9 +69,13 @@ def load_domain(name: str) -> type[Domain]:
     except ModuleNotFoundError as error:
         missing = error.name or module
         if missing.partition(".")[0] == package:
-            raise ConfigError(f"domain {name!r}: there is no module {missing}; install its package again") from error
+            raise ConfigError(
+                f"domain {name!r}: there is no module {missing}; install its package again"
+            ) from error
         remedy = f"sciLDM[{name}]" if name in _BUILT_IN else missing
-        raise MissingExtra(f'domain {name!r} needs {missing}, which is not installed: pip install "{remedy}"') from error
+        raise MissingExtra(
+            f'domain {name!r} needs {missing}, which is not installed: pip install "{remedy}"'
+        ) from error
     except Exception as error:  # somebody else's code: it may fail in any way
         raise ConfigError(f"domain {name!r} cannot be loaded ({type(error).__name__}: {error})") from error
     if loaded is None:
@@ -90,7 +94,9 @@ def class_path(name: str) -> str:
         except (ImportError, ValueError):
             known = False
         if not known:
-            raise ConfigError(f"domain: no module {module!r}; known short names: {', '.join(sorted(_targets()))}")
+            raise ConfigError(
+                f"domain: no module {module!r}; known short names: {', '.join(sorted(_targets()))}"
+            )
         return name
     loaded = load_domain(name)
     return f"{loaded.__module__}.{loaded.__qualname__}"

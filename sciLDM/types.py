@@ -8,4 +8,4 @@ from torch import Tensor
 __all__ = ["Cond"]
 
 Cond: TypeAlias = Mapping[str, Tensor]
-"""Conditions by name. A missing label is NaN (numbers) or -1 (categories); an absent key is missing for the whole batch."""
+"""Conditions by name. A missing label is NaN (numbers) or -1 (categories); an absent key is missing for all samples."""

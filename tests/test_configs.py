@@ -13,7 +13,20 @@ pytest.importorskip("torch_geometric")
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
-SMILES = ("CCO", "CC(=O)O", "c1ccccc1", "CCN", "CC#N", "OCC1CC1", "C1CCOC1", "NC(=O)C", "CC(C)O", "COC", "CCF", "O=CC=O")
+SMILES = (
+    "CCO",
+    "CC(=O)O",
+    "c1ccccc1",
+    "CCN",
+    "CC#N",
+    "OCC1CC1",
+    "C1CCOC1",
+    "NC(=O)C",
+    "CC(C)O",
+    "COC",
+    "CCF",
+    "O=CC=O",
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")

@@ -27,7 +27,9 @@ __all__ = ["DenseGraph", "GraphLogits", "MolecularGraphAE"]
 _MAX_PATH = 8
 _ORDERS = 4
 _STEREO = 3
-_REMEDY = "featurise with this model's vocabulary (featurise(..., vocabulary=...)), which rejects such molecules"
+_REMEDY = (
+    "featurise with this model's vocabulary (featurise(..., vocabulary=...)), which rejects such molecules"
+)
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,15 @@ class _Layer(nn.Module):
         self.heads = heads
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         batch, length, width = x.shape
-        q, k, v = self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp(self.norm_2(x))
@@ -147,12 +153,16 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
         """Atom types; padding gets type 0, since element 0 with charge 0 need not be a type."""
         largest = self.vocabulary.max_atoms
         if x.shape[1] > largest:
-            raise DataError(f"a molecule has {x.shape[1]} heavy atoms, this model holds at most {largest}; {_REMEDY}")
+            raise DataError(
+                f"a molecule has {x.shape[1]} heavy atoms, this model holds at most {largest}; {_REMEDY}"
+            )
         table = self._type_of
         inside = (x[..., 0] < table.shape[0]) & (x[..., 1] < table.shape[1])
         types = table[x[..., 0].clamp_max(table.shape[0] - 1), x[..., 1].clamp_max(table.shape[1] - 1)]
         if bool((mask & ~(inside & (types >= 0))).any()):
-            known = ", ".join(f"{symbol}{charge:+d}" if charge else symbol for symbol, charge in self.vocabulary.types)
+            known = ", ".join(
+                f"{symbol}{charge:+d}" if charge else symbol for symbol, charge in self.vocabulary.types
+            )
             raise DataError(f"an atom is not among this model's ({known}); {_REMEDY}")
         return types.masked_fill(~mask, 0)
 
@@ -166,7 +176,11 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
             + self.embed_ring(graph.in_ring)
             + self.position_in(positions)
         )
-        pair = self.bias_order(graph.order) + self.bias_stereo(graph.stereo) + self.bias_path(_path_lengths(graph.order))
+        pair = (
+            self.bias_order(graph.order)
+            + self.bias_stereo(graph.stereo)
+            + self.bias_path(_path_lengths(graph.order))
+        )
         bias = pair.permute(0, 3, 1, 2) + _padding_bias(graph.mask)
         for layer in self.encoder:
             h = layer(h, bias)
@@ -183,7 +197,9 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
             h = layer(h, bias)
         h = self.norm(h)
         first, second = self.pair_sum(h).chunk(2, dim=-1)
-        pair = self.pair_left(h)[:, :, None] * self.pair_right(h)[:, None] + first[:, :, None] + second[:, None]
+        pair = (
+            self.pair_left(h)[:, :, None] * self.pair_right(h)[:, None] + first[:, :, None] + second[:, None]
+        )
         atom, pair = self.atom_head(h).float(), self.pair_head(pair).float()
         return GraphLogits(atom[..., :-3], atom[..., -3:], pair[..., :_ORDERS], pair[..., _ORDERS:], mask)
 

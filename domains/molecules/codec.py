@@ -49,7 +49,9 @@ class AutoencoderSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"autoencoder.{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
-            raise ConfigError(f"autoencoder.width must be a multiple of heads, got {self.width} and {self.heads}")
+            raise ConfigError(
+                f"autoencoder.width must be a multiple of heads, got {self.width} and {self.heads}"
+            )
         if self.noise < 0 or self.valence_weight < 0:
             raise ConfigError("autoencoder.noise and autoencoder.valence_weight must be 0 or more")
 

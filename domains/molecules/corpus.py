@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import pandas as pd
@@ -114,7 +114,9 @@ class MoleculeCorpus(Corpus):
         self.sizes = {k: len(v) for k, v in self._split.items()}
         self._atoms = graphs.graphs.sizes()[rows]
         key = json.dumps([self.smiles, list(settings.fractions), settings.salt]).encode()
-        self.fingerprint = hashlib.sha256(key + b"".join(v.tobytes() for v in self._labels.values())).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            key + b"".join(v.tobytes() for v in self._labels.values())
+        ).hexdigest()
         train = self._split["train"]
         properties = [_property(c, self._labels[c][train], descriptor[c]) for c in conditions]
         self.notes = (*read_notes, *_notes(graphs, len(table), self._atoms))
@@ -137,7 +139,9 @@ class MoleculeCorpus(Corpus):
     @staticmethod
     def load_source(name: str) -> pd.DataFrame:
         """Table of a known data set."""
-        return {"qm9": sources.qm9, "zinc250k": sources.zinc250k, "moses": lambda: sources.moses("train")}[name]()
+        return {"qm9": sources.qm9, "zinc250k": sources.zinc250k, "moses": lambda: sources.moses("train")}[
+            name
+        ]()
 
     @staticmethod
     def known_splits(
@@ -146,7 +150,9 @@ class MoleculeCorpus(Corpus):
         """Canonical SMILES per split of a known data set, without featurising labels."""
         from sciLDM.data.cards import cache_root
 
-        graphs = featurise_cached(MoleculeCorpus.load_source(name)["smiles"].tolist(), cache_root() / "graphs")
+        graphs = featurise_cached(
+            MoleculeCorpus.load_source(name)["smiles"].tolist(), cache_root() / "graphs"
+        )
         smiles, _ = _merge(graphs.smiles)
         split = split_by_smiles(smiles, fractions=fractions, salt=salt)
         return {"train": [smiles[i] for i in split.train], "test": [smiles[i] for i in split.test]}
@@ -198,7 +204,9 @@ class MoleculeCorpus(Corpus):
             else:
                 labels[name] = computed[name].to_numpy(dtype=np.float64)
             if not np.isfinite(labels[name]).any():
-                raise DataError(f"column {name!r} has no value for any usable molecule; leave it out of `conditions`")
+                raise DataError(
+                    f"column {name!r} has no value for any usable molecule; leave it out of `conditions`"
+                )
         return labels, {name: name in DESCRIPTORS for name in names}
 
     def _group(self, rows: np.ndarray, count: int) -> np.ndarray:
@@ -213,7 +221,9 @@ def _notes(graphs: Featurised, rows: int, atoms: np.ndarray) -> list[str]:
     if len(graphs.rejected):
         reasons = graphs.rejected["reason"].str.split(":").str[0].value_counts()
         counted = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.head(4).items())
-        notes.append(f"{len(graphs.rejected):,} of {rows:,} rows rejected ({counted}); see reference/rejected.csv")
+        notes.append(
+            f"{len(graphs.rejected):,} of {rows:,} rows rejected ({counted}); see reference/rejected.csv"
+        )
     if len(graphs.changed):
         notes.append(f"{len(graphs.changed):,} molecules kept in altered form; see reference/changed.csv")
     if copies := len(graphs.smiles) - len(atoms):
@@ -241,8 +251,12 @@ def _property(name: str, values: np.ndarray, descriptor: bool) -> Property:
         raise DataError(f"column {name!r} has no value in the training split; leave it out of `conditions`")
     std = float(known.std())
     if std < 1e-8 * max(1.0, abs(float(known.mean()))):
-        raise DataError(f"column {name!r} is constant ({known[0]:g}): nothing to learn; leave it out of `conditions`")
-    return Property(name, descriptor, float(known.mean()), std, [float(q) for q in np.quantile(known, _QUANTILES)])
+        raise DataError(
+            f"column {name!r} is constant ({known[0]:g}): nothing to learn; leave it out of `conditions`"
+        )
+    return Property(
+        name, descriptor, float(known.mean()), std, [float(q) for q in np.quantile(known, _QUANTILES)]
+    )
 
 
 def _described(
@@ -261,7 +275,10 @@ def _described(
         except Exception:  # zip, zlib, header and key errors: whatever is wrong, it is computed again
             path.unlink(missing_ok=True)
     table = describe(
-        smiles, names, workers=workers, progress=lambda done, total: progress("computing descriptors", done, total)
+        smiles,
+        names,
+        workers=workers,
+        progress=lambda done, total: progress("computing descriptors", done, total),
     )
     write_npz(path, {n: table[n].to_numpy() for n in names})
     return table

@@ -47,7 +47,9 @@ class Molecules(Domain):
         if len(set(conditions)) != len(conditions):
             raise ConfigError(f"conditions must differ, got {list(conditions)}")
         if ATOMS in conditions:
-            raise ConfigError(f"conditions: every model takes {ATOMS!r} (heavy atoms) as it is; rename your column {ATOMS!r}")
+            raise ConfigError(
+                f"conditions: every model takes {ATOMS!r} (heavy atoms) as it is; rename your column {ATOMS!r}"
+            )
         if not 0 <= label_dropout < 1:
             raise ConfigError(f"label_dropout must be in [0, 1), got {label_dropout}")
         if not 0 <= exact_graph <= 1:
@@ -62,7 +64,9 @@ class Molecules(Domain):
         else:
             path = Path(self.data).expanduser()
             if not path.exists() and path.suffix == "":
-                raise DataError(f"data: expected a file or one of {', '.join(KNOWN_SOURCES)}, got {self.data!r}")
+                raise DataError(
+                    f"data: expected a file or one of {', '.join(KNOWN_SOURCES)}, got {self.data!r}"
+                )
             with warnings.catch_warnings():
                 # All of them are notes of the corpus too, and `fit` says those once.
                 warnings.simplefilter("ignore", UserWarning)
@@ -85,10 +89,13 @@ class Molecules(Domain):
         from sciLDM.data.cards import cache_root
         from sciLDM.domains.molecules.metrics import evaluate_set
 
-        assert isinstance(samples, MoleculeSamples) and isinstance(codec, MoleculeCodec)
+        assert isinstance(samples, MoleculeSamples)
+        assert isinstance(codec, MoleculeCodec)
         known = find_reference(reference, codec.state["source"])
         if known is None:
-            raise DataError("evaluation needs the training and test molecules: evaluate a run folder made by `scildm fit`")
+            raise DataError(
+                "evaluation needs the training and test molecules: evaluate a run folder made by `scildm fit`"
+            )
         table = samples.table
         scored = evaluate_set(
             [s if isinstance(s, str) else None for s in table["smiles"]],
@@ -102,10 +109,21 @@ class Molecules(Domain):
         )
         stored = scored.to_dict()
         rows = [
-            {"metric": r["metric"], "value": r["value"], "floor": r["floor"], "samples": r["sample_size"], "note": r["protocol"]}
+            {
+                "metric": r["metric"],
+                "value": r["value"],
+                "floor": r["floor"],
+                "samples": r["sample_size"],
+                "note": r["protocol"],
+            }
             for r in stored["metrics"]
         ]
-        protocol = {"samples": len(table), "train": len(known.train), "test": len(known.test), **stored["versions"]}
+        protocol = {
+            "samples": len(table),
+            "train": len(known.train),
+            "test": len(known.test),
+            **stored["versions"],
+        }
         return Evaluation(rows, protocol, tuple(stored["notes"]))
 
     def evaluate_conditional(

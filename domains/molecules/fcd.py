@@ -31,8 +31,8 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from sciLDM.domains.molecules._parallel import Progress
 from sciLDM.data.cards import cards_root
+from sciLDM.domains.molecules._parallel import Progress
 from sciLDM.errors import ConfigError, DataError, MissingExtra, ShapeMismatch
 
 __all__ = [

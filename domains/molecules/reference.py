@@ -65,7 +65,9 @@ class Reference:
             with gzip.open(path, "rt", encoding="utf-8") as stream:
                 return stream.read().split()
         except (OSError, EOFError) as error:
-            raise DataError(f"cannot read the reference molecules {path} ({error}); run `scildm fit` again") from error
+            raise DataError(
+                f"cannot read the reference molecules {path} ({error}); run `scildm fit` again"
+            ) from error
 
 
 def find_reference(folder: Path | None, source: Mapping[str, Any]) -> Reference | None:
@@ -80,7 +82,9 @@ def find_reference(folder: Path | None, source: Mapping[str, Any]) -> Reference 
     from sciLDM.domains.molecules.corpus import KNOWN_SOURCES, MoleculeCorpus
 
     if source["name"] not in KNOWN_SOURCES or source.get("max_molecules"):
-        warnings.warn("the training molecules are not at hand: no nearest neighbours, no novelty", stacklevel=2)
+        warnings.warn(
+            "the training molecules are not at hand: no nearest neighbours, no novelty", stacklevel=2
+        )
         return None
     cached = cache_root() / "reference" / f"{source['name']}-{source['fingerprint'][:16]}"
     if not (cached / "train.smi.gz").exists():
@@ -88,7 +92,9 @@ def find_reference(folder: Path | None, source: Mapping[str, Any]) -> Reference 
             fractions = tuple(source.get("fractions", (0.8, 0.1, 0.1)))
             splits = MoleculeCorpus.known_splits(source["name"], salt=source["salt"], fractions=fractions)
         except DataError as error:
-            warnings.warn(f"the training molecules are not at hand ({error}): no nearest neighbours", stacklevel=2)
+            warnings.warn(
+                f"the training molecules are not at hand ({error}): no nearest neighbours", stacklevel=2
+            )
             return None
         Reference.write(cached, splits["train"], splits["test"])
     return Reference(cached)

@@ -94,7 +94,9 @@ class MoleculeSamples:
         if ending == ".csv":
             self.table.to_csv(path, index=False)
         elif ending in (".smi", ".smiles"):
-            path.write_text("".join(f"{s} {k}\n" for k, s in enumerate(self.table["smiles"]) if isinstance(s, str)))
+            path.write_text(
+                "".join(f"{s} {k}\n" for k, s in enumerate(self.table["smiles"]) if isinstance(s, str))
+            )
         else:
             self._write_sdf(path, conformers)
         return path
@@ -112,7 +114,9 @@ class MoleculeSamples:
 
     def draw(self, count: int = 12, *, columns: int = 4) -> str:
         """SVG grid of the first molecules, with requested and realised values."""
-        rows = [(m, row) for m, (_, row) in zip(self.mols, self.table.iterrows(), strict=True) if m is not None][:count]
+        rows = [
+            (m, row) for m, (_, row) in zip(self.mols, self.table.iterrows(), strict=True) if m is not None
+        ][:count]
         if not rows:
             return '<svg xmlns="http://www.w3.org/2000/svg" width="0" height="0"></svg>'
         legends = [_legend(row) for _, row in rows]

@@ -52,7 +52,7 @@ class SizePrior:
         return SizePrior(atoms.tolist(), counts.tolist(), means, stds)
 
     def draw(self, wanted: Mapping[str, np.ndarray], u: np.ndarray) -> np.ndarray:
-        """Sizes for uniform numbers `u` `[count]` in (0, 1), given finite labels `{name: [count]}` (NaN = left open)."""
+        """Sizes for uniform numbers `u` `[count]` in (0, 1), given labels `{name: [count]}` (NaN = left open)."""
         log_p = np.log(np.asarray(self.counts, dtype=float))[None].repeat(len(u), axis=0)
         for name, values in wanted.items():
             mean, std = np.asarray(self.means[name]), np.asarray(self.stds[name])

@@ -52,7 +52,9 @@ class Autoencoder(nn.Module, ABC, Generic[Fields, Decoded]):
         """Distribution of the latent given the data."""
 
     @abstractmethod
-    def decode(self, z: Float[Tensor, "batch channel *shape"], mask: Bool[Tensor, "batch *shape"] | None) -> Decoded:
+    def decode(
+        self, z: Float[Tensor, "batch channel *shape"], mask: Bool[Tensor, "batch *shape"] | None
+    ) -> Decoded:
         """Data (or its logits) given a latent."""
 
     @abstractmethod

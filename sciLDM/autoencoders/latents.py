@@ -46,7 +46,9 @@ class LatentStats(nn.Module):
             total += cells.sum(dim=0)
             square += cells.square().sum(dim=0)
         if count < 2 or not torch.isfinite(square).all():
-            raise DataError(f"cannot fit latent statistics: {int(count)} cells, finite={bool(torch.isfinite(square).all())}")
+            raise DataError(
+                f"cannot fit latent statistics: {int(count)} cells, finite={bool(torch.isfinite(square).all())}"
+            )
         mean = total / count
         self.mean.copy_(mean)
         # A dead channel must not be blown up to unit variance: its rounding noise would then be learned.

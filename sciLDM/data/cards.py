@@ -20,7 +20,18 @@ import yaml
 
 from sciLDM.errors import DataError
 
-__all__ = ["Column", "DataCard", "DataFile", "Package", "Split", "cache_root", "card", "cards", "cards_root", "locate"]
+__all__ = [
+    "Column",
+    "DataCard",
+    "DataFile",
+    "Package",
+    "Split",
+    "cache_root",
+    "card",
+    "cards",
+    "cards_root",
+    "locate",
+]
 
 T = TypeVar("T")
 

@@ -135,7 +135,11 @@ class ConditionEmbedding(nn.Module):
 
 def _key(name: str) -> str:
     """A condition's key in a ModuleDict, which refuses dots and the names of its own methods (a column "values")."""
-    return name if name and "." not in name and not hasattr(nn.ModuleDict(), name) else f"name_{name.encode().hex()}"
+    return (
+        name
+        if name and "." not in name and not hasattr(nn.ModuleDict(), name)
+        else f"name_{name.encode().hex()}"
+    )
 
 
 def _check_size(condition: Condition, label: Tensor | None, like: Tensor) -> None:
@@ -149,9 +153,13 @@ def _check_size(condition: Condition, label: Tensor | None, like: Tensor) -> Non
                 f"{tuple(label.shape[1:])}; resample it"
             )
     elif isinstance(condition, Vector | Tokens) and label.shape[-1] != condition.size:
-        raise ShapeMismatch(f"condition {condition.name!r}: expected {condition.size} features, got {label.shape[-1]}")
+        raise ShapeMismatch(
+            f"condition {condition.name!r}: expected {condition.size} features, got {label.shape[-1]}"
+        )
     # On a GPU the check would wait for the device at every step.
-    elif isinstance(condition, Category) and label.device.type == "cpu" and (label >= condition.classes).any():
+    elif (
+        isinstance(condition, Category) and label.device.type == "cpu" and (label >= condition.classes).any()
+    ):
         raise ConfigError(
             f"condition {condition.name!r}: expected a class from 0 to {condition.classes - 1}, or -1 for missing, "
             f"got {label.max().item():g}"

@@ -24,7 +24,9 @@ class LearnedPositions(nn.Module):
         """Position code of every token of a grid that is not larger than the one trained on."""
         if any(n > len(table) for n, table in zip(shape, self.tables, strict=True)):
             largest = tuple(len(table) for table in self.tables)
-            raise ShapeMismatch(f"grid {tuple(shape)} is larger than the trained {largest}; use rotary positions to extend")
+            raise ShapeMismatch(
+                f"grid {tuple(shape)} is larger than the trained {largest}; use rotary positions to extend"
+            )
         total = 0
         for axis, (n, table) in enumerate(zip(shape, self.tables, strict=True)):
             view = [1] * len(shape)
@@ -45,7 +47,9 @@ class RotaryPositions(nn.Module):
         """cos and sin `[tokens, 1, pairs]` of every token's angles."""
         per_axis = self.pairs // self.axes
         speeds = self.longest ** (-torch.arange(per_axis, device=device) / max(per_axis, 1))
-        grid = torch.meshgrid(*[torch.arange(n, device=device, dtype=torch.float32) for n in shape], indexing="ij")
+        grid = torch.meshgrid(
+            *[torch.arange(n, device=device, dtype=torch.float32) for n in shape], indexing="ij"
+        )
         angles = torch.cat([g.flatten()[:, None] * speeds for g in grid], dim=-1)
         # Pairs that do not divide between the axes stay unrotated.
         angles = torch.nn.functional.pad(angles, (0, self.pairs - angles.shape[-1]))[:, None]

@@ -65,7 +65,9 @@ class DiffusionObjective:
         self.self_condition = self_condition
         self.all_together = all_together
 
-    def draw(self, z: Float[Tensor, "batch channel *shape"], conditions: int, generator: torch.Generator) -> Draw:
+    def draw(
+        self, z: Float[Tensor, "batch channel *shape"], conditions: int, generator: torch.Generator
+    ) -> Draw:
         """Random numbers for one batch; the noise levels are stratified over it."""
         batch = z.shape[0]
         options = {"generator": generator, "device": generator.device}
@@ -91,7 +93,9 @@ class DiffusionObjective:
     ) -> Float[Tensor, "batch"]:
         """Weighted squared error of the clean estimate, averaged over cells and channels of each sample."""
         t = self.times(draw.u, denoiser.schedule, progress)
-        labels: Mapping[str, Tensor] = drop_conditions(cond or {}, conditions, draw.drops, all_together=self.all_together)
+        labels: Mapping[str, Tensor] = drop_conditions(
+            cond or {}, conditions, draw.drops, all_together=self.all_together
+        )
         return self.at(denoiser, z, t, draw, cond=labels, mask=mask)
 
     def at(

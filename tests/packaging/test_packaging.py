@@ -134,10 +134,15 @@ print(entry.load().__name__)
         p.relative_to(site).as_posix() for p in Path(site, "sciLDM").glob("**/*") if p.suffix in EXTENSIONS
     }
     ours = {
-        path.relative_to(root).as_posix().replace("datasets/", "sciLDM/_cards/").replace("configs/", "sciLDM/_configs/")
+        path.relative_to(root)
+        .as_posix()
+        .replace("datasets/", "sciLDM/_cards/")
+        .replace("configs/", "sciLDM/_configs/")
         for folder in ("sciLDM", "datasets", "configs")
         for path in (root / folder).glob("**/*")
-        if path.is_file() and path.suffix in EXTENSIONS and path.parent not in (root / "datasets", root / "configs")
+        if path.is_file()
+        and path.suffix in EXTENSIONS
+        and path.parent not in (root / "datasets", root / "configs")
     } | {
         "sciLDM/domains/" + p.relative_to(root / "domains").as_posix()
         for p in (root / "domains").glob("**/*.py")
