@@ -106,7 +106,7 @@ def test_guidance_as_a_mapping(model: LatentDiffusion) -> None:
         ({"batch_size": 0}, "at least 1"),
         ({"first": -1}, "sample ids must lie in"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_mistakes_are_told_before_any_work(model: LatentDiffusion, options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
