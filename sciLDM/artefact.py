@@ -309,6 +309,8 @@ def _why_no_card(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if (folder / "model" / CARD).is_file():
         return f"{folder} is a run folder, {wanted}; load {folder / 'model'}"
+    if CONFIG in names and WEIGHTS not in names:
+        return f"{folder} is a run that has not finished, so it holds no model yet; give the same `scildm fit` again"
     if any(name in _HUGGING_FACE for name in names):
         return f"{folder} is a Hugging Face model folder, {wanted}; sciLDM loads only models that it saved"
     if pickled := [name for name in names if name.endswith(_PICKLED)]:

@@ -136,7 +136,7 @@ class MoleculeSamples:
         return f"{getattr(picture, 'data', picture)}{self.table.head(12).to_html(index=False, float_format='%.3g')}"
 
 
-def _legend(row: "pd.Series[Any]") -> str:
+def _legend(row: pd.Series) -> str:
     parts = []
     for column in row.index:
         if str(column).startswith("realised_"):
