@@ -121,10 +121,15 @@ def draws(sampler: Sampler) -> int:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=name)
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS, ids=name)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
-def test_gaussian_to_one_percent(schedule: Schedule, sampler: Sampler) -> None:
+def test_gaussian_to_one_percent(
+    schedule: Schedule, parametrisation: Parametrisation, sampler: Sampler
+) -> None:
     assert sampler.steps == sampler.documented_steps
-    mean, covariance = exact_moments(sampler, GaussianDenoiser(MEAN, COVARIANCE, schedule), draws(sampler))
+    net = OracleNet(GaussianDenoiser(MEAN, COVARIANCE, schedule), schedule, parametrisation)
+    denoiser = Conditioned(NetDenoiser(net, schedule, parametrisation))
+    mean, covariance = exact_moments(sampler, denoiser, draws(sampler))
     std = COVARIANCE.diagonal().sqrt()
     assert float(((mean - MEAN).abs() / std).max()) < 0.01
     assert float((covariance.diagonal().sqrt() / std - 1).abs().max()) < 0.01
