@@ -17,7 +17,6 @@ tokeniser: the `fcd` package (1.2 or later), loaded on first use.
 
 import hashlib
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from numpy import ndarray
 
 from sciLDM.data.cards import cards_root
 from sciLDM.domains.molecules._parallel import Progress
+from sciLDM.domains.molecules.graphs import write_npz
 from sciLDM.errors import ConfigError, DataError, MissingExtra, ShapeMismatch
 
 __all__ = [
@@ -227,7 +227,8 @@ def fcd_statistics(
     mean, covariance = _moments(activations)
     statistics = FcdStatistics(mean, covariance, len(entries), digest)
     if path is not None:
-        _write(path, statistics)
+        stored = {"mean": mean, "covariance": covariance}
+        write_npz(path, {**stored, "count": np.asarray(len(entries)), "digest": np.asarray(digest)})
     return statistics
 
 
@@ -254,25 +255,6 @@ def _read(path: Path, digest: str, count: int) -> FcdStatistics | None:
     if mean.shape != (512,) or covariance.shape != (512, 512) or not np.isfinite(covariance).all():
         return None
     return FcdStatistics(mean, covariance, count, digest)
-
-
-def _write(path: Path, statistics: FcdStatistics) -> None:
-    """Write through a temporary file in the same folder, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(
-                stream,
-                mean=statistics.mean,
-                covariance=statistics.covariance,
-                count=np.int64(statistics.count),
-                digest=np.str_(statistics.digest),
-            )
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def frechet_chemnet_distance(

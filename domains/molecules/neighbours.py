@@ -12,7 +12,6 @@ Baldi, "Bounds and algorithms for fast exact searches of chemical fingerprints",
 """
 
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from rdkit import Chem, DataStructs, rdBase
 from rdkit.Chem import rdFingerprintGenerator
 
 from sciLDM.domains.molecules._parallel import CHUNK, Progress, parallel_map
+from sciLDM.domains.molecules.graphs import write_npz
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 
 __all__ = ["FingerprintIndex", "morgan_words", "nearest"]
@@ -198,19 +198,11 @@ class FingerprintIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one npz file (no pickle inside), atomically."""
-        target = Path(path)
         original = np.empty_like(self._words.T)
         original[self._order] = self._words.T
         text = np.frombuffer("\n".join(self.smiles).encode(), dtype=np.uint8)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                header = np.array([_FORMAT, self.radius, self.n_bits], dtype=np.int64)
-                np.savez(stream, header=header, words=original, smiles=text)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        header = np.array([_FORMAT, self.radius, self.n_bits], dtype=np.int64)
+        write_npz(Path(path), {"header": header, "words": original, "smiles": text})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FingerprintIndex":
