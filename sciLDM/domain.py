@@ -26,9 +26,11 @@ from torch import Tensor
 from sciLDM.autoencoders import Autoencoder
 from sciLDM.conditions import Condition
 from sciLDM.errors import ConfigError
+from sciLDM.operators import Observation, Operator
+from sciLDM.posterior.result import Posterior
 from sciLDM.rng import NoiseSource
 
-__all__ = ["Codec", "Corpus", "Domain", "Evaluation", "Progress", "Request"]
+__all__ = ["Codec", "Corpus", "Domain", "Evaluation", "FieldCodec", "Progress", "Request", "Task"]
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, done, total)`: called from long loops; draws a bar, or does nothing."""
@@ -133,6 +135,63 @@ class Codec(ABC):
         Args:
             reference: Folder written by `Corpus.write_reference`, or None.
         """
+
+
+@dataclass(frozen=True)
+class Task:
+    """A reconstruction as the core sees it: one row a case.
+
+    Attributes:
+        observation: Values and operator; the operator acts on `FieldCodec.grid` in the data's units.
+        request: Grid, conditions and mask of the latents.
+        context: What `to_units` and `from_units` need for each case (scales, seasons), `[case, ...]` by name.
+        native: What `deliver` needs to return the user's kind of object; the core does not look at it.
+    """
+
+    observation: Observation
+    request: Request
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    native: Any = None
+
+
+class FieldCodec(Codec):
+    """A codec whose decoder gives fields on a grid, so that observations of them can be inverted.
+
+    `Autoencoder.decode` must return a tensor `[batch, channel, *grid]`. Both maps are differentiable and act row by
+    row; `context` has one row for each row of the batch.
+    """
+
+    @abstractmethod
+    def to_units(
+        self, decoded: Float[Tensor, "batch channel *grid"], context: Mapping[str, Tensor]
+    ) -> Float[Tensor, "batch channel *grid"]:
+        """What the decoder says, in the data's units (K, HU, ...)."""
+
+    @abstractmethod
+    def from_units(self, x: Float[Tensor, "batch channel *grid"], context: Mapping[str, Tensor]) -> Any:
+        """The autoencoder's input for fields in the data's units."""
+
+    @abstractmethod
+    def task(
+        self,
+        observed: Any,
+        operator: Operator | None,
+        *,
+        noise_std: float | None = None,
+        cond: Mapping[str, Any] | None = None,
+    ) -> Task:
+        """Read what the user observed.
+
+        Args:
+            observed: Native observations: tensors of the operator's shape, or what the domain documents.
+            operator: None when the domain can tell from `observed` alone (gaps marked by NaN, say).
+            noise_std: Standard deviation of the observation errors in the data's units; None to estimate it.
+            cond: Conditions, in the user's units.
+        """
+
+    @abstractmethod
+    def deliver(self, posterior: Posterior, task: Task) -> Any:
+        """The posterior as native objects, with their coordinates and units."""
 
 
 class Domain(ABC):

@@ -17,7 +17,11 @@ __all__ = ["GROUP", "Adapter", "adapters", "class_path", "load_domain"]
 
 GROUP = "sciLDM.domains"
 
-_BUILT_IN = {"molecules": "sciLDM.domains.molecules:Molecules"}
+_BUILT_IN = {
+    "climate": "sciLDM.domains.climate:Climate",
+    "medical": "sciLDM.domains.medical:Medical",
+    "molecules": "sciLDM.domains.molecules:Molecules",
+}
 """Found without installation metadata too, so that a plain checkout on the path works."""
 
 

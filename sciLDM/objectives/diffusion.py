@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sciLDM.conditions import Condition, drop_conditions
 from sciLDM.denoiser import NetDenoiser
+from sciLDM.errors import ConfigError
+from sciLDM.objectives.context import RandomContext, spread
 from sciLDM.parametrisation import expand
 from sciLDM.schedules import LMBDA_LIMIT
 from sciLDM.timesteps import LogitNormalTime, TimeSampler
@@ -33,12 +35,14 @@ class Draw:
         eps: Standard normal noise, of the latent's shape.
         drops: Uniforms for condition dropout, `[batch, 1 + conditions]`.
         self_condition: Whether this batch uses its own first estimate.
+        context: Uniforms for which frames are revealed, `[batch, 4 + frames]`; None without random context.
     """
 
     u: Float[Tensor, "batch"]
     eps: Float[Tensor, "batch channel *shape"]
     drops: Float[Tensor, "batch entries"]
     self_condition: bool
+    context: Float[Tensor, "batch columns"] | None = None
 
 
 @final
@@ -50,6 +54,7 @@ class DiffusionObjective:
         weighting: Weight of the squared error of the clean estimate.
         self_condition: Share of batches trained with self-conditioning; 0 switches it off.
         all_together: Probability of dropping every droppable condition at once.
+        context: Reveals frames of the latent to the network; the revealed cells have no loss.
     """
 
     def __init__(
@@ -59,11 +64,13 @@ class DiffusionObjective:
         weighting: Weighting | None = None,
         self_condition: float = 0.5,
         all_together: float = 0.1,
+        context: RandomContext | None = None,
     ) -> None:
         self.times = times or LogitNormalTime()
         self.weighting = weighting or UniformV()
         self.self_condition = self_condition
         self.all_together = all_together
+        self.context = context
 
     def draw(
         self, z: Float[Tensor, "batch channel *shape"], conditions: int, generator: torch.Generator
@@ -73,12 +80,13 @@ class DiffusionObjective:
         options = {"generator": generator, "device": generator.device}
         strata = torch.randperm(batch, **options)
         u = (strata + torch.rand(batch, **options)) / batch
-        return Draw(
-            u=u.to(z.device),
-            eps=torch.randn(z.shape, **options).to(z),
-            drops=torch.rand(batch, 1 + conditions, **options).to(z.device),
-            self_condition=bool(torch.rand((), **options) < self.self_condition),
-        )
+        eps = torch.randn(z.shape, **options).to(z)
+        drops = torch.rand(batch, 1 + conditions, **options).to(z.device)
+        self_condition = bool(torch.rand((), **options) < self.self_condition)
+        context = None
+        if self.context is not None:
+            context = torch.rand(batch, 4 + z.shape[2], **options).to(z.device)
+        return Draw(u.to(z.device), eps, drops, self_condition, context)
 
     def __call__(
         self,
@@ -96,7 +104,18 @@ class DiffusionObjective:
         labels: Mapping[str, Tensor] = drop_conditions(
             cond or {}, conditions, draw.drops, all_together=self.all_together
         )
-        return self.at(denoiser, z, t, draw, cond=labels, mask=mask)
+        if self.context is None or draw.context is None:
+            return self.at(denoiser, z, t, draw, cond=labels, mask=mask)
+        if self.context.name not in {c.name for c in conditions}:
+            raise ConfigError(
+                f"objective.context reveals frames through the condition {self.context.name!r}, the domain declares "
+                f"{sorted(c.name for c in conditions) or 'none'}; remove the option, or use a domain that has it"
+            )
+        known = self.context.known(draw.context)
+        labels = {**labels, self.context.name: self.context.reveal(z, known)}
+        unknown = ~spread(known, z)[:, 0].expand(len(z), *z.shape[2:])
+        scored = unknown if mask is None else unknown & mask
+        return self.at(denoiser, z, t, draw, cond=labels, mask=mask, scored=scored)
 
     def at(
         self,
@@ -107,8 +126,13 @@ class DiffusionObjective:
         *,
         cond: Cond | None = None,
         mask: Bool[Tensor, "batch *shape"] | None = None,
+        scored: Bool[Tensor, "batch *shape"] | None = None,
     ) -> Float[Tensor, "batch"]:
-        """The loss at given times, conditions as they are: what validation uses, noise level by noise level."""
+        """The loss at given times, conditions as they are: what validation uses, noise level by noise level.
+
+        Args:
+            scored: Cells that the loss is averaged over; those of `mask` when None.
+        """
         alpha, sigma = denoiser.schedule(t)
         x_t = expand(alpha, z) * z + expand(sigma, z) * draw.eps
         previous = None
@@ -116,10 +140,11 @@ class DiffusionObjective:
             with torch.no_grad():
                 previous = denoiser(x_t, t, cond, mask).detach()
         error = (denoiser(x_t, t, cond, mask, previous) - z).square()
-        if mask is None:
+        scored = mask if scored is None else scored
+        if scored is None:
             mean = error.flatten(1).mean(dim=1)
         else:
-            cells = mask.flatten(1).sum(dim=1).clamp_min(1) * z.shape[1]
-            mean = (error * mask[:, None]).flatten(1).sum(dim=1) / cells
+            cells = scored.flatten(1).sum(dim=1).clamp_min(1) * z.shape[1]
+            mean = (error * scored[:, None]).flatten(1).sum(dim=1) / cells
         lmbda = denoiser.schedule.lmbda(t).clamp(-LMBDA_LIMIT, LMBDA_LIMIT)
         return self.weighting(lmbda) * mean

@@ -1,0 +1,1 @@
+"""Posterior guidance: denoisers that have seen an observation."""
