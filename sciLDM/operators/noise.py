@@ -1,4 +1,7 @@
-r"""How observations scatter about `A(x)`: independent Gaussian errors, of a size that may differ from value to value."""
+r"""How observations scatter about `A(x)`: independent Gaussian errors of a size that may differ from value to value.
+
+A missing value (NaN) has whatever standard deviation its neighbours suggest, or NaN; it is never used.
+"""
 
 from abc import ABC, abstractmethod
 from typing import final
@@ -7,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sciLDM.errors import ConfigError
+from sciLDM.errors import ConfigError, ShapeMismatch
 
 __all__ = ["GaussianNoise", "Noise", "TransmissionNoise"]
 
@@ -38,7 +41,14 @@ class GaussianNoise(Noise):
         self.value = value
 
     def std(self, y: Float[Tensor, "batch *observation"]) -> Float[Tensor, "batch *observation"]:
-        return self.value.to(y).expand_as(y)
+        value = self.value.to(y)
+        try:
+            return value.expand_as(y)
+        except RuntimeError:
+            raise ShapeMismatch(
+                f"noise: standard deviations of shape {tuple(value.shape)} do not fit observations of shape "
+                f"{tuple(y.shape[1:])}; give one number, or one for each observed value"
+            ) from None
 
 
 @final
