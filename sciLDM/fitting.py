@@ -1,6 +1,7 @@
 """`fit`: both stages in one call, from a configuration to a run folder with a model in it.
 
-    data -> autoencoder -> reconstruction gate -> latent statistics -> latent cache -> denoiser -> artefact
+    data -> autoencoder -> reconstruction gate -> its error's variance (fields on grids) -> latent statistics
+         -> latent cache -> denoiser -> artefact
 
 A run folder can be continued: what is finished is skipped, what was interrupted resumes where it stopped.
 
@@ -32,16 +33,20 @@ from sciLDM.artefact import find_artefact
 from sciLDM.autoencoders import LatentStats
 from sciLDM.data.cards import cache_root
 from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
-from sciLDM.domain import Corpus, Progress
-from sciLDM.errors import ConfigError, GateError
+from sciLDM.domain import Corpus, FieldCodec, Progress
+from sciLDM.errors import ConfigError, DataError, GateError, ShapeMismatch
 from sciLDM.experiment import instantiate, read_config
 from sciLDM.model import LatentDiffusion, load
+from sciLDM.posterior.measure import measure_error
 from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stage
+from sciLDM.training.checkpoint import CHECKPOINT
 
 __all__ = ["fit"]
 
 Say = Callable[[str], None]
 _BATCH = 1024
+_ERROR_FIELDS = 4096
+"""Most held-out fields that the variance of the autoencoder's error is fitted on."""
 
 
 def fit(
@@ -90,6 +95,7 @@ def fit(
     summary: dict[str, Any] = {"data": {**corpus.state.get("source", {}), "sizes": dict(corpus.sizes)}}
     summary["autoencoder"] = _stage_one(model, corpus, run, say)
     _gate(model, summary["autoencoder"]["validation"], full["ignore_gate"], say)
+    _measure_error(model, corpus, say)
     latents = _latents(model, corpus, run, progress or _silent, say)
     summary["denoiser"] = _stage_two(model, latents, run, say)
     summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
@@ -108,6 +114,8 @@ def _stage_one(model: LatentDiffusion, corpus: Corpus, run: Path, say: Say) -> d
     if experiment.autoencoder_from is not None:
         return _borrow(model, experiment.autoencoder_from, corpus, say)
     say("stage 1: autoencoder")
+    if not (run / "autoencoder" / CHECKPOINT).exists():  # a checkpoint holds what was prepared
+        model.autoencoder.prepare(Batches(corpus, "train", _batch_size(model)))
     stage = AutoencoderStage(model.autoencoder)
     result = run_stage(
         stage,
@@ -155,6 +163,26 @@ def _shown(vocabulary: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
+@final
+class Batches:
+    """A split's fields, batch by batch and in order; can be gone through several times."""
+
+    def __init__(self, corpus: Corpus, split: str, size: int, *, limit: int | None = None) -> None:
+        self.corpus, self.split, self.size = corpus, split, size
+        self.count = min(corpus.sizes[split], limit or corpus.sizes[split])
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, self.count, self.size):
+            yield self.corpus.fields(self.split, np.arange(start, min(start + self.size, self.count)))
+
+
+def _batch_size(model: LatentDiffusion) -> int:
+    """Samples at once outside training. Fields on grids are large: as many as a training step takes."""
+    if isinstance(model.codec, FieldCodec):
+        return min(_BATCH, model.experiment.autoencoder_stage.batch_size)
+    return _BATCH
+
+
 @torch.no_grad()
 def reconstruction(
     model: LatentDiffusion, corpus: Corpus, split: str, *, limit: int = 20_000
@@ -162,8 +190,7 @@ def reconstruction(
     """Scores of the noise-free round trip on a split, averaged over its first `limit` samples."""
     totals: dict[str, float] = {}
     count = min(corpus.sizes[split], limit)
-    for start in range(0, count, _BATCH):
-        fields = corpus.fields(split, np.arange(start, min(start + _BATCH, count)))
+    for fields in Batches(corpus, split, _batch_size(model), limit=limit):
         z, mask = model.autoencoder.code(fields)
         for name, values in model.autoencoder.metrics(fields, model.autoencoder.decode(z, mask)).items():
             totals[name] = totals.get(name, 0.0) + float(values.sum())
@@ -185,6 +212,16 @@ def _gate(model: LatentDiffusion, scores: Mapping[str, float], ignore: bool, say
                 raise GateError(message)
             say(f"warning: {message}")
         say(f"gate: {name} = {scores[name]:.4f} (at least {least})")
+
+
+def _measure_error(model: LatentDiffusion, corpus: Corpus, say: Say) -> None:
+    """Variance of what the autoencoder loses, on held-out fields; needed by `reconstruct`."""
+    if isinstance(model.codec, FieldCodec):
+        held_out = Batches(corpus, "validation", _batch_size(model), limit=_ERROR_FIELDS)
+        try:
+            model.autoencoder_error = measure_error(model.autoencoder, model.codec, held_out)
+        except (DataError, ShapeMismatch) as problem:
+            say(f"warning: {problem}; reconstructions will lack what the autoencoder loses")
 
 
 @final
@@ -226,9 +263,9 @@ def _encoded(
     model: LatentDiffusion, corpus: Corpus, split: str
 ) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any]]]:
     labels = corpus.labels(split)
-    size = model.codec.shape
-    for start in range(0, corpus.sizes[split], _BATCH):
-        indices = np.arange(start, min(start + _BATCH, corpus.sizes[split]))
+    size, step = model.codec.shape, _batch_size(model)
+    for start in range(0, corpus.sizes[split], step):
+        indices = np.arange(start, min(start + step, corpus.sizes[split]))
         z, mask = model.autoencoder.code(corpus.fields(split, indices))
         short = [n - have for n, have in zip(reversed(size), reversed(z.shape[2:]), strict=True)]
         padding = [p for missing in short for p in (0, missing)]

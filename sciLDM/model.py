@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from sciLDM.artefact import Artefact, find_artefact, load_artefact, save_artefact
 from sciLDM.autoencoders import Autoencoder, LatentStats
 from sciLDM.denoiser import Denoiser, NetDenoiser
-from sciLDM.domain import Codec, Request
-from sciLDM.errors import ArtefactError, ConfigError
+from sciLDM.domain import Codec, FieldCodec, Request
+from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
 from sciLDM.guidance import ClassifierFree
+from sciLDM.guidance.posterior.hybrid import HybridSolver
+from sciLDM.guidance.posterior.solver import PosteriorSolver
+from sciLDM.operators import Operator
+from sciLDM.posterior.conformal import Conformal
+from sciLDM.posterior.error_model import AutoencoderError
+from sciLDM.posterior.reconstruct import Prior, Settings, reconstruct
+from sciLDM.posterior.sampling import default_sampler
 from sciLDM.rng import NoiseSource
 from sciLDM.samplers import Sampler
 
@@ -31,6 +38,10 @@ class LatentDiffusion:
         state: The codec's state (vocabulary, units, statistics).
         card: What the model is and how it was made.
         reference: Folder with the training and test items, or None.
+
+    Attributes:
+        autoencoder_error: Variance of what the autoencoder loses, for fields on a grid; None where not measured.
+        calibration: Factors on the widths of reconstructions, by family of operators; None before calibration.
     """
 
     def __init__(
@@ -51,12 +62,16 @@ class LatentDiffusion:
         self.stats = LatentStats(channels)
         net = self.experiment.network.build(channels, self.codec.shape, self.codec.conditions)
         self.denoiser = NetDenoiser(net, self.experiment.schedule, self.experiment.parametrisation).eval()
+        self.autoencoder_error: AutoencoderError | None = None
+        self.calibration: Conformal | None = None
         self.device = torch.device("cpu")
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose tensors make up the artefact."""
-        return {"autoencoder": self.autoencoder, "stats": self.stats, "denoiser": self.denoiser}
+        parts = {"autoencoder": self.autoencoder, "stats": self.stats, "denoiser": self.denoiser}
+        error = self.autoencoder_error
+        return parts if error is None else {**parts, "autoencoder_error": error}
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -111,6 +126,64 @@ class LatentDiffusion:
         )  # fmt: skip
         return self.codec.decode(self.autoencoder, z, request, reference=self.reference)
 
+    def reconstruct(
+        self,
+        observed: Any,
+        operator: Operator | None = None,
+        *,
+        noise_std: float | None = None,
+        cond: Mapping[str, Any] | None = None,
+        samples: int = 16,
+        steps: int | None = None,
+        seed: int = 0,
+        solver: PosteriorSolver | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """What a field may have been, given an observation of it: mean, spread and samples as native objects.
+
+        Args:
+            observed: What was observed; NaN where missing. Which objects are understood is the domain's.
+            operator: How it was observed, in the data's units; None where the domain can tell from `observed`.
+            noise_std: Standard deviation of the observation errors in the data's units. None estimates it, at about
+                half the price again (`sciLDM.posterior.noise_level` says when that can be trusted). Zero is raised to
+                1e-4 of the spread of the values.
+            cond: What else is known, as in `sample`.
+            samples: Posterior samples of each case.
+            steps: Steps of the sampler, 20 when None.
+            seed: Sample `k` of case `c` depends on `(seed, c * samples + k)` and its case alone.
+            solver: How observations steer the denoiser, `HybridSolver()` when None.
+            guidance: As in `sample`; above 1 the spread is too small by design.
+            batch_size: Samples computed at once.
+            progress: `progress(done, total)` in steps.
+
+        Raises:
+            ConfigError: A domain without fields on a grid, or settings out of range.
+            ShapeMismatch: Observation, operator and model are not for the same grid.
+            DataError: Nothing observed, or infinite values.
+        """
+        codec = self.codec
+        if not isinstance(codec, FieldCodec):
+            raise ConfigError(
+                f"reconstruct: expected a model of fields on a grid, got one of {self.experiment.domain.name} "
+                f"({type(codec).__name__} is no FieldCodec); use sample(cond=...) instead"
+            )
+        settings = Settings(
+            samples,
+            seed,
+            solver or HybridSolver(),
+            default_sampler(20 if steps is None else steps),
+            batch_size,
+        )
+        task = codec.task(observed, operator, noise_std=noise_std, cond=cond)
+        prior = Prior(
+            codec, self.autoencoder, self.stats, lambda request, part: self.guided(request, part, guidance),
+            self.autoencoder_error, self.device,
+        )  # fmt: skip
+        posterior = reconstruct(task, prior, settings, calibration=self.calibration, progress=progress)
+        return codec.deliver(posterior, task)
+
     def sample_latents(
         self,
         request: Request,
@@ -159,9 +232,10 @@ class LatentDiffusion:
             for part, module in self.parts.items()
             for name, tensor in module.state_dict().items()
         }
-        return save_artefact(
-            folder, tensors=tensors, config=self.config, card={**self.card, "state": self.state}, dtype=dtype
-        )
+        card = {**self.card, "state": self.state}
+        if self.calibration is not None:
+            card["calibration"] = self.calibration.state()
+        return save_artefact(folder, tensors=tensors, config=self.config, card=card, dtype=dtype)
 
     def _sampler(self, sampler: Sampler | None, steps: int | None) -> Sampler:
         if steps is None:
@@ -187,7 +261,7 @@ def load(name_or_path: str | os.PathLike[str]) -> LatentDiffusion:
 
 def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
     card = dict(artefact.card)
-    state = card.pop("state", None)
+    state, calibration = card.pop("state", None), card.pop("calibration", None)
     if not isinstance(state, dict):
         raise ArtefactError(
             "the model's card has no `state`: it was not written by `LatentDiffusion.save`; train again"
@@ -196,6 +270,9 @@ def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
         devices=[]
     ):  # initial weights are drawn and replaced: not the caller's business
         model = LatentDiffusion(artefact.config, state, card=card, reference=reference)
+    prior = artefact.tensors.get("autoencoder_error.prior")
+    if prior is not None:  # sized by what it was fitted on
+        model.autoencoder_error = AutoencoderError(len(prior), tuple(prior.shape[1:]))
     for part, module in model.parts.items():
         prefix = f"{part}."
         tensors = {k.removeprefix(prefix): v for k, v in artefact.tensors.items() if k.startswith(prefix)}
@@ -209,4 +286,9 @@ def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
                 "config.yaml and model.safetensors come from different models"
             )
         module.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
+    if calibration is not None:
+        try:
+            model.calibration = Conformal.from_state(calibration)
+        except DataError as error:
+            raise ArtefactError(f"the model's card: {error}") from error
     return model

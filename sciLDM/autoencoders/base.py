@@ -6,6 +6,7 @@ and nothing else: training, statistics, caching and sampling are the core's.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -60,6 +61,16 @@ class Autoencoder(nn.Module, ABC, Generic[Fields, Decoded]):
     @abstractmethod
     def reconstruction_loss(self, fields: Fields, decoded: Decoded) -> dict[str, Float[Tensor, "batch"]]:
         """Named terms to be summed, one value a sample; names starting with `_` are reported only."""
+
+    def prepare(self, batches: Iterable[Fields]) -> None:
+        """Fit what gradients do not: buffers that depend on the data (say, principal components), before stage 1.
+
+        Called once by `fit`, never on resume: what is fitted must lie in buffers of fixed shape, which travel in
+        checkpoints and in the artefact. It must not draw from global random generators.
+
+        Args:
+            batches: The training split, in order; can be gone through several times.
+        """
 
     def code(self, fields: Fields) -> tuple[Tensor, Tensor | None]:
         """The noise-free latent that the diffusion model learns, with its mask."""

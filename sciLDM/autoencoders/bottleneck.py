@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Bottleneck", "KLBottleneck", "NoiseBottleneck"]
+__all__ = ["Bottleneck", "KLBottleneck", "NoiseBottleneck", "SaturatingBottleneck"]
 
 
 class Bottleneck(nn.Module, ABC):
@@ -83,6 +83,36 @@ class NoiseBottleneck(Bottleneck):
         size = (mean.shape[0], *[1] * (mean.ndim - 1))
         level = self.noise * torch.rand(size, generator=generator, device=generator.device).to(mean)
         return self.code(mean) + level * _normal_like(mean, generator), None
+
+
+@final
+class SaturatingBottleneck(Bottleneck):
+    r"""A softly bounded code `c = mean / sqrt(1 + (mean / bound)^2)` plus noise: `z = c + noise * eps`.
+
+    Against `tanh` it approaches its bound slowly, so that extremes keep their order and their gradient (as in LoLA,
+    Rozet et al. 2025, arXiv:2507.02608).
+
+    Args:
+        noise: Standard deviation, in units of the code.
+        bound: Where the code saturates, in units of the code; below about 8 extremes of a unit-variance code suffer.
+    """
+
+    def __init__(self, noise: float = 0.05, *, bound: float = 8.0) -> None:
+        super().__init__()
+        self.noise, self.bound = noise, bound
+
+    def code(self, mean: Tensor) -> Tensor:
+        return mean * (1 + (mean / self.bound).square()).rsqrt()
+
+    def invert(self, code: Tensor) -> Tensor:
+        """The mean that has this code; beyond 0.9 of the bound (where the inverse explodes) that of 0.9."""
+        share = (code / self.bound).clamp(-0.9, 0.9)
+        return self.bound * share * (1 - share.square()).rsqrt()
+
+    def forward(
+        self, mean: Tensor, log_std: Tensor | None, mask: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.code(mean) + self.noise * _normal_like(mean, generator), None
 
 
 def _normal_like(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import NoReturn, final
@@ -14,8 +15,10 @@ __all__ = ["COMMANDS", "UsageError", "near", "parse"]
 COMMANDS = {
     "fit": "train a model from a configuration",
     "sample": "draw samples from a model, with or without conditions",
+    "reconstruct": "rebuild fields from observations of them, with error bars",
     "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
     "report": "write one HTML file about a run",
+    "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
     "domains": "list the domain adapters and whether they can be used",
     "models": "list the models that come with the package",
     "demo": "train, evaluate and report a small molecular model from start to end",
@@ -153,18 +156,19 @@ def _model(p: _Parser) -> None:
     )
 
 
-def _sampling(p: _Parser) -> None:
+def _sampling(p: _Parser, *, steps: str = "the model's own", batch_size: int = 512) -> None:
     p.add_argument(
         "--guidance", action="append", default=[], metavar="W",
         help="how much to insist on conditions: a number for all, or NAME=W, repeated (1: no extra insistence)",
     )  # fmt: skip
     p.add_argument(
-        "--steps", type=_positive, metavar="N", help="denoiser calls per sample (default: the model's own)"
+        "--steps", type=_positive, metavar="N", help=f"denoiser calls per sample (default: {steps})"
     )
     p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (default: 0)")
     p.add_argument(
-        "--batch-size", type=_positive, default=512, metavar="N", help="samples at once (default: 512)"
-    )
+        "--batch-size", type=_positive, default=batch_size, metavar="N",
+        help=f"samples at once (default: {batch_size})",
+    )  # fmt: skip
     p.add_argument(
         "--threads", type=_positive, metavar="N", help="processor threads (default: torch decides)"
     )
@@ -193,6 +197,35 @@ def _sample(p: _Parser) -> None:
     p.add_argument("--conformers", action="store_true", help="3-D structures in an .sdf file (molecules)")
 
 
+def _reconstruct(p: _Parser) -> None:
+    p.usage = "scildm reconstruct RUN --input FILE [--operator SPEC] [--noise-std S] [--output FOLDER]"
+    p.epilog = (
+        "SPEC names an operator of the domain and its options: mask, thick:factor=4,axis=z, ...\n"
+        "Files and operators are the domain's; a wrong name lists those it knows."
+    )
+    _model(p)
+    p.add_argument("--input", "-i", metavar="FILE", required=True, help="what was observed")
+    p.add_argument(
+        "--operator", metavar="SPEC", help="how it was observed (default: as the file says, gaps and all)"
+    )
+    p.add_argument(
+        "--noise-std", type=_not_negative, metavar="S",
+        help="standard deviation of the observation errors, in the data's units (default: estimated)",
+    )  # fmt: skip
+    p.add_argument(
+        "--samples", "-n", type=_positive, default=16, metavar="N", help="posterior samples (default: 16)"
+    )
+    p.add_argument(
+        "--cond", action="append", default=[], metavar="NAME=VALUE",
+        help="what else is known, in the data's own units; repeat for several",
+    )  # fmt: skip
+    _sampling(p, steps="20", batch_size=32)
+    p.add_argument(
+        "--output", "-o", metavar="FOLDER",
+        help="where mean, spread and samples go (default: reconstruction/ in the run folder)",
+    )  # fmt: skip
+
+
 def _evaluate(p: _Parser) -> None:
     p.usage = "scildm evaluate RUN [-n N | --samples FILE] [--targets NAME,NAME ...]"
     _model(p)
@@ -218,6 +251,29 @@ def _report(p: _Parser) -> None:
     _model(p)
     p.add_argument(
         "--output", "-o", metavar="FOLDER", help="folder with the results (default: the run folder)"
+    )
+
+
+def _doctor(p: _Parser) -> None:
+    p.usage = "scildm doctor RUN [--steps N ...] [--output FOLDER]"
+    p.epilog = (
+        "The sampler is run on an exact Gaussian fitted to the run's latents, so that every departure is its own.\n"
+        "Where no latents are found, some are drawn from the model, which takes longer."
+    )
+    _model(p)
+    p.add_argument(
+        "--steps", type=_positive, nargs="+", metavar="N", help="numbers of steps to try (default: 5 to 200)"
+    )
+    p.add_argument(
+        "--samples", type=_positive, default=1024, metavar="N",
+        help="samples to draw where no latents come with the model (default: 1024)",
+    )  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of choices and samples (default: 0)")
+    p.add_argument(
+        "--threads", type=_positive, metavar="N", help="processor threads (default: torch decides)"
+    )
+    p.add_argument(
+        "--output", "-o", metavar="FOLDER", help="where doctor.html goes (default: the run folder)"
     )
 
 
@@ -249,8 +305,10 @@ def _nothing(p: _Parser) -> None:
 _ADD: dict[str, Callable[[_Parser], None]] = {
     "fit": _fit,
     "sample": _sample,
+    "reconstruct": _reconstruct,
     "evaluate": _evaluate,
     "report": _report,
+    "doctor": _doctor,
     "domains": _nothing,
     "models": _nothing,
     "demo": _demo,
@@ -264,4 +322,14 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
     return value

@@ -27,11 +27,13 @@ class Posterior:
         mean: Point estimate.
         std: Calibrated standard deviation where `calibrated`, else the ensemble's own.
         samples: Perturbed samples, scaled about the mean so that their spread is `std`.
-        chi2: `|y - A(mean)|^2 / (m sigma^2)` of each case over its `m` observed values; about 1 when the data are met
-            to within their noise.
-        null_space: Share of the variance that the observation leaves open, 0 (measured) to 1 (generated).
+        chi2: `|y - A(x)|^2 / (m sigma^2)` over the `m` observed values of each case, mean over its samples before any
+            calibration: 1 when samples miss the data by just their noise. The mean itself may come nearer to the
+            data (`details["chi2_mean"]`).
+        null_space: Posterior variance over the variance of the data without any observation, 0 (measured) to 1
+            (generated); NaN where the model holds no such variance (it is fitted by `fit`).
         calibrated: Whether a calibration for this family of operators was applied.
-        details: Solver, steps, network evaluations, seconds, noise level used.
+        details: Solver, steps, network evaluations, seconds, noise level used, and `warnings` (lines to show).
     """
 
     mean: Float[Tensor, "case channel *grid"]

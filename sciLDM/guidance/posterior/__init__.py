@@ -1,1 +1,40 @@
-"""Posterior guidance: denoisers that have seen an observation."""
+"""Posterior guidance: denoisers that have seen an observation.
+
+`HybridSolver()` is the default. `GaussNewtonSolver(covariance=DenseGaussian.fit(latents))` is as exact for a Gaussian
+prior at no derivative of the denoiser; `DecodeEncodeSolver()` is the cheapest; `DPSSolver` and `PSLDSolver` are
+baselines.
+"""
+
+from sciLDM.guidance.posterior.baselines import DPS, PSLD, DPSSolver, PSLDSolver
+from sciLDM.guidance.posterior.covariance import DenseGaussian, Isotropic, LatentCovariance, Tweedie
+from sciLDM.guidance.posterior.decode_encode import DecodeEncode, DecodeEncodeSolver
+from sciLDM.guidance.posterior.gauss_newton import GaussNewton, GaussNewtonSolver
+from sciLDM.guidance.posterior.hybrid import Hybrid, HybridSolver
+from sciLDM.guidance.posterior.problem import DataMap, IdentityMap, Problem
+from sciLDM.guidance.posterior.replacement import Replacement, ReplacementSolver
+from sciLDM.guidance.posterior.solver import Evaluations, PosteriorDenoiser, PosteriorSolver
+
+__all__ = [
+    "DPS",
+    "PSLD",
+    "DPSSolver",
+    "DataMap",
+    "DecodeEncode",
+    "DecodeEncodeSolver",
+    "DenseGaussian",
+    "Evaluations",
+    "GaussNewton",
+    "GaussNewtonSolver",
+    "Hybrid",
+    "HybridSolver",
+    "IdentityMap",
+    "Isotropic",
+    "LatentCovariance",
+    "PSLDSolver",
+    "PosteriorDenoiser",
+    "PosteriorSolver",
+    "Problem",
+    "Replacement",
+    "ReplacementSolver",
+    "Tweedie",
+]
