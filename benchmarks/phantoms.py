@@ -173,9 +173,8 @@ def draw(found: Phantoms, shape: tuple[int, int, int], *, detail: int = 1) -> Te
     """
     fine = tuple(n * detail for n in shape)
     chunk = max(1, _CHUNK // math.prod(fine))
-    parts = [_draw(found[k : k + chunk], fine) for k in range(0, len(found), chunk)]
-    x = torch.cat(parts)
-    return torch.nn.functional.avg_pool3d(x, detail) if detail > 1 else x
+    parts = (_draw(found[k : k + chunk], fine) for k in range(0, len(found), chunk))
+    return torch.cat([torch.nn.functional.avg_pool3d(x, detail) if detail > 1 else x for x in parts])
 
 
 def _draw(found: Phantoms, shape: tuple[int, ...]) -> Tensor:
@@ -192,7 +191,7 @@ def _draw(found: Phantoms, shape: tuple[int, ...]) -> Tensor:
     spine = 2 + len(ORGANS)
     _paint(image, masks[:, spine] * inside, _level(found.value[:, spine]) - 0.5 * bones)
     tissue = inside * (2.5 * image + 2.5).clamp_(max=1)  # air has no texture
-    image.addcmul_((_spline(found.texture, axes) * 0.08 + _cosines(found.shading, axes)), tissue)
+    image.addcmul_(_spline(found.texture, axes) * 0.08 + _cosines(found.shading, axes), tissue)
     for k in range(VESSELS):
         _paint(image, tubes[:, k] * inside, _level(found.flow[:, k]))
     for k in range(spine + 1, masks.shape[1]):

@@ -16,25 +16,25 @@ A run folder can be continued: what is finished is skipped, what was interrupted
 """
 
 import json
-import os
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from sciLDM.artefact import find_artefact
 from sciLDM.autoencoders import LatentStats
 from sciLDM.data.cards import cache_root
 from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
+from sciLDM.data.run_folder import claim, rank, same_data, write_json
 from sciLDM.domain import Corpus, FieldCodec, Progress
 from sciLDM.errors import ConfigError, DataError, GateError, ShapeMismatch
+from sciLDM.evaluate.doctor_gaussian import LatentGaussian
+from sciLDM.evaluate.doctor_sources import CARD_ENTRY
 from sciLDM.experiment import instantiate, read_config
 from sciLDM.model import LatentDiffusion, load
 from sciLDM.posterior.measure import measure_error
@@ -45,6 +45,8 @@ __all__ = ["fit"]
 
 Say = Callable[[str], None]
 _BATCH = 1024
+_DESCRIBED = 20_000
+"""Latents that the model's card describes, at most."""
 _ERROR_FIELDS = 4096
 """Most held-out fields that the variance of the autoencoder's error is fitted on."""
 
@@ -78,13 +80,13 @@ def fit(
     run = Path(output)
     full = read_config(config, overrides)
     experiment_domain = instantiate(full).domain  # refuses bad values before the folder is touched
-    _claim(run, full, say)
+    claim(run, full, say)
     corpus = experiment_domain.prepare(cache_root() / "features", progress or _silent)
     say(f"data: {', '.join(f'{n:,} {split}' for split, n in corpus.sizes.items())}")
     for note in corpus.notes:
         say(f"data: {note}")
-    _same_data(run, corpus)
-    if _rank() == 0:
+    same_data(run, corpus)
+    if rank() == 0:
         corpus.write_reference(run / "reference")
     with torch.random.fork_rng(
         devices=[]
@@ -101,10 +103,11 @@ def fit(
     summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
         20 if sys.platform != "darwin" else 30
     )
-    if _rank() == 0:
-        model.card = {"domain": experiment_domain.name, "training": summary}
+    if rank() == 0:
+        described = _describe(latents["train"])
+        model.card = {"domain": experiment_domain.name, "training": summary, CARD_ENTRY: described}
         model.save(run / "model")
-        _write_json(run / "summary.json", summary)
+        write_json(run / "summary.json", summary)
     return load(run)
 
 
@@ -259,6 +262,12 @@ def _latents(
     return found
 
 
+def _describe(latents: NormalisedLatents) -> dict[str, Any]:
+    """What `scildm doctor` needs to know of the latents when the data are no longer at hand."""
+    index = latents.cache.epoch(np.random.default_rng(0))[:_DESCRIBED]
+    return LatentGaussian.fit(*latents.fields(index)).state()
+
+
 def _encoded(
     model: LatentDiffusion, corpus: Corpus, split: str
 ) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any]]]:
@@ -292,108 +301,5 @@ def _stage_two(
     return {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation)}
 
 
-def _claim(run: Path, config: Mapping[str, Any], say: Say) -> None:
-    """Take the folder for this configuration, or refuse to mix two."""
-    stored = run / "config.yaml"
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"{run} is a file, expected a folder for the run; choose another --output")
-    if stored.exists() and _started(run):
-        _check_same_run(run, _read_stored(stored), config)
-        say(f"continuing {run} ({time.strftime('%Y-%m-%d %H:%M')})")
-    elif not stored.exists() and run.exists() and any(run.iterdir()):
-        raise ConfigError(f"{run} exists and is not a run of sciLDM; choose another --output")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        if _rank() == 0:
-            partial = run / ".config.partial"
-            partial.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-            partial.replace(stored)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to {run}: {error.strerror or error}; choose another --output"
-        ) from error
-
-
-def _started(run: Path) -> bool:
-    """Whether anything was trained there; until then a mended configuration or table may take over."""
-    return any((run / part).exists() for part in ("autoencoder", "denoiser", "model"))
-
-
-def _read_stored(path: Path) -> Mapping[str, Any]:
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}); remove {path.parent}, or choose another --output"
-        ) from error
-    if not isinstance(before, Mapping):
-        raise ConfigError(f"{path} is damaged; remove {path.parent}, or choose another --output")
-    return before
-
-
-def _check_same_run(run: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    if differing := sorted(_differences(before, dict(config))):
-        name = differing[0]
-        raise ConfigError(
-            f"{run} holds a run with another configuration (differs in {', '.join(differing[:5])}; {name} was "
-            f"{_at(before, name)!r}, is {_at(config, name)!r}); choose another --output, or remove that folder"
-        )
-    trained = (run / "denoiser" / "last.ckpt").exists()
-    for name in ("autoencoder_stage.max_steps", "autoencoder_stage.max_minutes"):
-        if trained and _at(before, name) != _at(config, name):
-            raise ConfigError(
-                f"{run}: {name} was {_at(before, name)}, is {_at(config, name)}, but the denoiser has been trained on "
-                f"latents of that autoencoder; remove {run / 'denoiser'} to train both, or restore {name}"
-            )
-
-
-def _at(config: Mapping[str, Any], dotted: str) -> Any:
-    here: Any = config
-    for part in dotted.split("."):
-        here = here.get(part) if isinstance(here, Mapping) else None
-    return here
-
-
-def _same_data(run: Path, corpus: Corpus) -> None:
-    """The options name a file, and files change: an unfinished run must not go on with other data."""
-    path = run / "data.json"
-    if not path.exists() or not _started(run):
-        if _rank() == 0:
-            _write_json(path, {"fingerprint": corpus.fingerprint, "sizes": dict(corpus.sizes)})
-        return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except (ValueError, KeyError, TypeError):
-        known = None
-    if known != corpus.fingerprint:
-        raise ConfigError(
-            f"the data are not those that {run} was started with; restore the file, choose another --output, or remove "
-            "that folder"
-        )
-
-
-def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    """Dotted names of options that differ. Where and how long it runs may change when a run is continued."""
-    if path in ("trainer", "ignore_gate") or path.endswith(
-        ("_stage.max_steps", "_stage.max_minutes", "_every")
-    ):
-        return
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted({*a, *b}, key=str):
-            yield from _differences(a.get(key), b.get(key), f"{path}.{key}".strip("."))
-    elif a != b:
-        yield path
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
 def _silent(_what: str, _done: int, _total: int) -> None:
     """No progress shown."""
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -5,7 +5,8 @@ r"""The autoencoder for fields on regular grids in one, two and three dimensions
 Convolutions work at the grid of the first patches, not at full resolution, which is what makes it quick on a CPU.
 Nothing normalises over space and nothing attends, so a tile with `halo` cells around it gives what the whole gives
 (`grid_tiles`). With `pca`, `z = B^+ (x - mean) + h(x)` and `x_hat = mean + B z + g(z)`: `g` and `h` start at zero, so
-training starts at the quality of principal components with as many numbers (`grid_pca`).
+training starts at the quality of principal components with as many numbers; `block_pca` does the same with components
+of blocks, for volumes of any size (`grid_pca`).
 """
 
 from collections.abc import Iterable, Sequence

@@ -133,7 +133,7 @@ class StreamingMoments:
             known = blocks_of((weight > 0).to(x), self._block).flatten(0, 1)
             whole = known.amin(dim=1) > 0
             # Where gaps are everywhere, blocks with some must do.
-            used = whole if whole.double().mean() > 0.01 else known.mean(dim=1) >= 0.5
+            used = whole if whole.double().mean() > 0.1 else known.mean(dim=1) >= 0.5
             x, known = blocks_of(x, self._block).flatten(0, 1)[used], known[used] > 0
             self.pca.update(torch.where(known, x, self.pca.mean))
             return

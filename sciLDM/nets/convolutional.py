@@ -190,11 +190,8 @@ class Grow(nn.Module):
 
 def _regroup(sources: int, targets: int) -> Tensor:
     """`[targets, sources]`: channels as equal pieces of one interval; each target is the mean over what it covers."""
-    left = torch.maximum(
-        torch.arange(targets)[:, None] / targets, torch.arange(sources)[None] / sources
-    )  # in units of the interval
-    right = torch.minimum(
-        (torch.arange(targets) + 1)[:, None] / targets, (torch.arange(sources) + 1)[None] / sources
-    )
-    overlap = (right - left).clamp_min(0.0) * targets
-    return overlap.masked_fill(overlap < 1e-4, 0.0)
+    target, source = torch.arange(targets)[:, None], torch.arange(sources)
+    # In units of 1 / (sources * targets), so that all borders are whole numbers.
+    left = torch.maximum(target * sources, source * targets)
+    right = torch.minimum((target + 1) * sources, (source + 1) * targets)
+    return (right - left).clamp_min(0) / sources

@@ -52,7 +52,7 @@ class Posterior:
         """
         if any(not 0 <= q <= 1 for q in levels):
             raise ConfigError(f"quantile levels must lie between 0 and 1, got {list(levels)}")
-        return torch.quantile(self.samples, torch.tensor(levels).to(self.samples), dim=1)
+        return _quantiles(self.samples, levels)
 
     def interval(
         self, fn: Callable[[Tensor], Tensor], level: float = 0.9
@@ -68,6 +68,17 @@ class Posterior:
         if not 0 < level < 1:
             raise ConfigError(f"level: expected a coverage between 0 and 1, got {level}")
         values = fn(self.samples.flatten(0, 1)).unflatten(0, self.samples.shape[:2])
-        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(values)
-        lower, upper = torch.quantile(values, ends, dim=1)
+        lower, upper = _quantiles(values, [(1 - level) / 2, (1 + level) / 2])
         return lower, upper
+
+
+def _quantiles(samples: Tensor, levels: Sequence[float]) -> Tensor:
+    """Quantiles over axis 1 at plotting positions `q (M + 1)` (Weibull), the sample's ends beyond its own.
+
+    A further draw falls below the k-th of `M` with probability `k / (M + 1)`; the usual interpolation, from the minimum
+    at 0 to the maximum at 1, makes central intervals of 16 samples cover 79 % where 90 % were asked.
+    """
+    count = samples.shape[1]
+    wanted = torch.tensor(levels, dtype=torch.float64)
+    positions = ((wanted * (count + 1) - 1) / max(count - 1, 1)).clamp(0.0, 1.0)
+    return torch.quantile(samples, positions.to(samples), dim=1)

@@ -131,12 +131,12 @@ def test_tv_denoising_agrees_with_scikit_image(shape: tuple[int, ...]) -> None:
     from skimage.restoration import denoise_tv_chambolle
 
     y = blocks(shape, 1) + 0.2 * torch.randn(1, 1, *shape, dtype=F64)
-    theirs = denoise_tv_chambolle(y[0, 0].numpy(), weight=0.15, eps=1e-7, max_num_iter=1500)
+    theirs = denoise_tv_chambolle(y[0, 0].numpy(), weight=0.15, eps=1e-7, max_num_iter=800)
     observation = denoising(y, None)
     ours = pdhg_tv(observation, 0.15, tolerance=1e-5)
     objective = float(tv_objective(observation, ours.x, 0.15))
     assert objective <= float(tv_objective(observation, torch.from_numpy(theirs)[None, None], 0.15)) * (
-        1 + 1e-5
+        1 + 1e-4
     )
     assert float((ours.x[0, 0] - torch.from_numpy(theirs)).abs().max()) < 5e-3
 
@@ -155,9 +155,9 @@ def test_tv_of_a_known_minimiser() -> None:
 
 
 def test_tv_recovers_an_image_of_blocks_from_few_views() -> None:
-    x = blocks((24, 24), 3)
+    x = blocks((16, 16), 3)
     x[1] *= 2
-    operator = ParallelBeam((1, 24, 24), [0, 25, 50, 75, 100, 125, 150])
+    operator = ParallelBeam((1, 16, 16), [0, 25, 50, 75, 100, 125, 150])
     y = operator(x) + 0.05 * torch.randn(3, *operator.out_shape, dtype=F64)
     y[2, :, 3] = torch.nan  # a lost view
     observation = Observation(y, operator, GaussianNoise(0.05))
@@ -168,7 +168,7 @@ def test_tv_recovers_an_image_of_blocks_from_few_views() -> None:
         return (image - x).square().flatten(1).mean(dim=1).sqrt()
 
     assert bool((error(found.x) < 0.25 * error(cgls(observation, discrepancy=1.0).x)).all())
-    converged = pdhg_tv(observation, 10.0, tolerance=3e-5, iterations=6000)
+    converged = pdhg_tv(observation, 10.0, tolerance=1e-4)
     gap = tv_objective(observation, found.x, 10.0) / tv_objective(observation, converged.x, 10.0) - 1
     assert bool((gap < 0.02).all())
     assert bool((gap > -1e-3).all())

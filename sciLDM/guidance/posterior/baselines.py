@@ -7,8 +7,8 @@ r"""Guidance by the gradient of the misfit, as baselines: DPS and its latent for
 `sigma^2 / alpha grad log p(y | z_t)` to the estimate is exact; both put a norm with a hand-set weight in the place of
 the unknown log-likelihood, so neither samples the posterior, even of a Gaussian. The norm is weighted,
 `|w r| / rms(w)`, so that values count by their precision; where all have one precision it is the papers' own, and
-`zeta` has to be found again for data of another scale (theirs were images in [-1, 1]). Norms are those of each sample: taken
-over the batch, as is often done, the guidance would grow weaker with the number of samples.
+`zeta` has to be found again for data of another scale (theirs were images in [-1, 1]). Norms are those of each sample:
+taken over the batch, as is often done, the guidance would grow weaker with the number of samples.
 """
 
 from abc import ABC
