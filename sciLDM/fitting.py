@@ -47,6 +47,8 @@ Say = Callable[[str], None]
 _BATCH = 1024
 _DESCRIBED = 20_000
 """Latents that the model's card describes, at most."""
+_FEWEST = 16
+"""Fewer latents are not worth a description."""
 _ERROR_FIELDS = 4096
 """Most held-out fields that the variance of the autoencoder's error is fitted on."""
 
@@ -104,8 +106,7 @@ def fit(
         20 if sys.platform != "darwin" else 30
     )
     if rank() == 0:
-        described = _describe(latents["train"])
-        model.card = {"domain": experiment_domain.name, "training": summary, CARD_ENTRY: described}
+        model.card = {"domain": experiment_domain.name, "training": summary, **_described(latents["train"])}
         model.save(run / "model")
         write_json(run / "summary.json", summary)
     return load(run)
@@ -262,10 +263,12 @@ def _latents(
     return found
 
 
-def _describe(latents: NormalisedLatents) -> dict[str, Any]:
+def _described(latents: NormalisedLatents) -> dict[str, Any]:
     """What `scildm doctor` needs to know of the latents when the data are no longer at hand."""
     index = latents.cache.epoch(np.random.default_rng(0))[:_DESCRIBED]
-    return LatentGaussian.fit(*latents.fields(index)).state()
+    if len(index) < _FEWEST:
+        return {}
+    return {CARD_ENTRY: LatentGaussian.fit(*latents.fields(index)).state()}
 
 
 def _encoded(

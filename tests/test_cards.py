@@ -108,7 +108,7 @@ def test_zinc_where_present(data_root: Path) -> None:
 
 
 def test_unknown_card_lists_the_known_ones() -> None:
-    with pytest.raises(DataError, match="moses, qm9, zinc250k"):
+    with pytest.raises(DataError, match=r"moses, .*qm9, .*zinc250k"):
         card("qm8")
 
 

@@ -174,8 +174,8 @@ class StreamingMoments:
         return Components(mean, root, *self.pca.components((root * change).flatten()))
 
     def _add(self, fields: GridFields) -> tuple[Tensor, Tensor]:
-        x = fields.values.double()
-        weight = torch.ones_like(x) if fields.weight is None else fields.weight.double().expand_as(x)
+        x = fields.values.double().cpu()
+        weight = torch.ones_like(x) if fields.weight is None else fields.weight.double().cpu().expand_as(x)
         x = torch.where(weight > 0, x, 0.0)
         axes = (0, *range(2, x.ndim))
         self._sums += torch.stack([(weight * x**power).sum(dim=axes) for power in range(3)])
