@@ -2,7 +2,7 @@
 # DEMO_ARGS, TEST_ARGS, BENCH_ARGS: more arguments for the command behind a target.
 
 PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || command -v python3)
-EXTRAS ?= molecules,dev,notebooks
+EXTRAS ?= molecules,climate,medical,dev,notebooks
 BIN := .venv/bin
 STAMP := .venv/.installed
 

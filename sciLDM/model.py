@@ -16,6 +16,7 @@ from sciLDM.domain import Codec, FieldCodec, Request
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
 from sciLDM.guidance import ClassifierFree
+from sciLDM.guidance.posterior.decode_encode import DecodeEncodeSolver
 from sciLDM.guidance.posterior.hybrid import HybridSolver
 from sciLDM.guidance.posterior.solver import PosteriorSolver
 from sciLDM.operators import Operator
@@ -23,6 +24,7 @@ from sciLDM.posterior.conformal import Conformal
 from sciLDM.posterior.error_model import AutoencoderError
 from sciLDM.posterior.reconstruct import Prior, Settings, reconstruct
 from sciLDM.posterior.sampling import default_sampler
+from sciLDM.posterior.tiled import needs_tiles, reconstruct_tiled
 from sciLDM.rng import NoiseSource
 from sciLDM.samplers import Sampler
 
@@ -143,6 +145,9 @@ class LatentDiffusion:
     ) -> Any:
         """What a field may have been, given an observation of it: mean, spread and samples as native objects.
 
+        A field larger than the model's grid is reconstructed in tiles (`sciLDM.posterior.tiled` says what of that is
+        exact), one sample at a time.
+
         Args:
             observed: What was observed; NaN where missing. Which objects are understood is the domain's.
             operator: How it was observed, in the data's units; None where the domain can tell from `observed`.
@@ -153,9 +158,9 @@ class LatentDiffusion:
             samples: Posterior samples of each case.
             steps: Steps of the sampler, 20 when None.
             seed: Sample `k` of case `c` depends on `(seed, c * samples + k)` and its case alone.
-            solver: How observations steer the denoiser, `HybridSolver()` when None.
+            solver: How observations steer the denoiser; when None `HybridSolver()`, in tiles `DecodeEncodeSolver()`.
             guidance: As in `sample`; above 1 the spread is too small by design.
-            batch_size: Samples computed at once.
+            batch_size: Samples computed at once, or tiles.
             progress: `progress(done, total)` in steps.
 
         Raises:
@@ -169,19 +174,21 @@ class LatentDiffusion:
                 f"reconstruct: expected a model of fields on a grid, got one of {self.experiment.domain.name} "
                 f"({type(codec).__name__} is no FieldCodec); use sample(cond=...) instead"
             )
+        task = codec.task(observed, operator, noise_std=noise_std, cond=cond)
+        large = needs_tiles(codec, self.autoencoder, task.request)
         settings = Settings(
             samples,
             seed,
-            solver or HybridSolver(),
+            solver or (DecodeEncodeSolver() if large else HybridSolver()),
             default_sampler(20 if steps is None else steps),
             batch_size,
         )
-        task = codec.task(observed, operator, noise_std=noise_std, cond=cond)
         prior = Prior(
             codec, self.autoencoder, self.stats, lambda request, part: self.guided(request, part, guidance),
             self.autoencoder_error, self.device,
         )  # fmt: skip
-        posterior = reconstruct(task, prior, settings, calibration=self.calibration, progress=progress)
+        run = reconstruct_tiled if large else reconstruct
+        posterior = run(task, prior, settings, calibration=self.calibration, progress=progress)
         return codec.deliver(posterior, task)
 
     def sample_latents(

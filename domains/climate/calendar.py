@@ -192,7 +192,8 @@ class Step:
 
     def __str__(self) -> str:
         if self.months:
-            return f"{self.months // 12} a" if self.months % 12 == 0 else f"{self.months} months"
+            months = "1 month" if self.months == 1 else f"{self.months} months"
+            return f"{self.months // 12} a" if self.months % 12 == 0 else months
         hours = self.seconds / 3600
         return (
             f"{hours / 24:g} d"

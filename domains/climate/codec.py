@@ -57,7 +57,11 @@ class ClimateCodec(FieldCodec):
         self.asked = Conditions(state["conditions"])
         self.settings = GridSettings(**{k: _tuples(v) for k, v in state["autoencoder"].items()})
         # Known states of the trajectory, as latents; the objective reveals them, so labels hold none.
-        known = [FieldMap("context", dropout=0.0, channels=self.settings.channels)] if state.get("context") else []
+        known = (
+            [FieldMap("context", dropout=0.0, channels=self.settings.channels)]
+            if state.get("context")
+            else []
+        )
         self.conditions = (*self.asked.declared, *known)
         self.members = bool(state.get("members", False))
         grid = self.template.grid

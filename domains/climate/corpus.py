@@ -139,25 +139,34 @@ class ClimateCorpus(Corpus):
         return Times(self._states.times.seconds[rows], self._states.times.calendar, self._states.times.dtype)
 
     def write_reference(self, folder: Path) -> None:
-        """The test period in the user's layout (its latest part where it is large), one file a run."""
+        """Test and training periods in the user's layout (thinned where they are large), one file a run and period."""
         folder.mkdir(parents=True, exist_ok=True)
-        rows = np.unique(self._starts["test"][:, None] + np.arange(self._frames))
+        content = {
+            "period": self.state["source"]["periods"],
+            "runs": self._write_period(folder, "test"),
+            "train": self._write_period(folder, "train"),
+            "notes": list(self.notes),
+        }
+        (folder / "reference.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def _write_period(self, folder: Path, split: str) -> list[dict[str, Any]]:
+        """The latest part of a test run where it is large; of a training run, states spread over all of it."""
+        rows = np.unique(self._starts[split][:, None] + np.arange(self._frames))
         most = max(_REFERENCE_BYTES // max(self._states.values[0].nbytes, 1), self._frames)
         codec, template = self._codec, self._codec.template
-        written = []
+        time = (template.axes.time or "time",)
+        written: list[dict[str, Any]] = []
         for run in np.unique(self._states.run[rows]):
-            chosen = rows[self._states.run[rows] == run][-most:]
+            chosen = rows[self._states.run[rows] == run]
+            chosen = chosen[-most:] if split == "test" else chosen[:: -(-len(chosen) // most)]
             dataset = template.with_times(
-                template.dataset(self._units(chosen), (template.axes.time or "time",)),
-                self._states.times.take(chosen),
-                (template.axes.time or "time",),
+                template.dataset(self._units(chosen), time), self._states.times.take(chosen), time
             )
-            name = f"test-{len(written)}.nc"
-            dataset = provenance(dataset, "test period", codec.provenance)
+            name = f"{split}-{len(written)}.nc"
+            dataset = provenance(dataset, f"{split} period", codec.provenance)
             write_dataset(dataset.drop_encoding(), folder / name)
             written.append({"file": name, "run": self._states.runs[int(run)], "states": len(chosen)})
-        train = {"period": self.state["source"]["periods"], "runs": written, "notes": list(self.notes)}
-        (folder / "reference.json").write_text(json.dumps(train, indent=2) + "\n", encoding="utf-8")
+        return written
 
     def _units(self, rows: np.ndarray) -> np.ndarray:
         """States in their units, `[state, channel, H, W]`, NaN where missing."""
@@ -302,6 +311,8 @@ def _template(source: Source, states: States, transforms: Mapping[str, VariableS
 def _resolved_season(states: States, conditions: ConditionSettings) -> bool:
     if conditions.season is not None:
         return conditions.season
+    if states.step.months and states.step.months % 12 == 0:
+        return False
     phase = np.exp(2j * np.pi * states.times.phase)
     return bool(np.abs(phase - phase.mean()).max() > 0.2)
 

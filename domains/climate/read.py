@@ -337,9 +337,12 @@ def _check_axes(axes: dict[str, Axes]) -> None:
 
 def _times(dataset: xr.Dataset, dim: str | None, where: str) -> Times:
     assert dim is not None, "variables without time were refused"
-    if dim not in dataset.coords:
+    if dim not in dataset.coords or dataset[dim].dtype.kind not in "MO":
+        # NEMO counts states along its time dimension and keeps the dates beside them.
         dated = [c for c in dataset.coords.values() if c.dims == (dim,) and c.dtype.kind in "MO"]
         if len(dated) != 1:
+            if dim in dataset.coords:
+                return Times.of(dataset[dim].values)  # says what it found instead of dates
             raise DataError(
                 f"{where}: dimension {dim!r} has no dates; give it a coordinate with CF time units"
             )

@@ -1,4 +1,4 @@
-"""Reconstructions without a learned prior, on the volume's own voxels: interpolation, back-projection, total variation."""
+"""Reconstructions without a learned prior: interpolation, back-projection, total variation on a volume's own voxels."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -33,7 +33,9 @@ _NEIGHBOURS = 64
 """Known voxels that decide a missing one; more change the third digit."""
 
 
-def along_axis(values: np.ndarray, at: Sequence[float] | np.ndarray, n: int, axis: int, kind: Kind) -> np.ndarray:
+def along_axis(
+    values: np.ndarray, at: Sequence[float] | np.ndarray, n: int, axis: int, kind: Kind
+) -> np.ndarray:
     """Interpolate slices at places `at` (voxels) to voxels `0..n-1` of one axis; beyond the outermost, it is held.
 
     Args:

@@ -104,7 +104,8 @@ class MedicalCodec(FieldCodec):
                 f"shape: expected at most {list(self.grid)} voxels, the model's grid, got {shape.max(0)}"
             )
         position = np.array([f["position"] for f in drawn], dtype=np.float32)
-        return Request(self.shape, self._cond(count, wanted, shape, spacing, position), None, self._always)
+        labels = self._cond(count, wanted, shape, spacing, position, self.grid)
+        return Request(self.shape, labels, None, self._always)
 
     @torch.no_grad()
     def decode(
@@ -190,6 +191,21 @@ class MedicalCodec(FieldCodec):
             assert isinstance(one, Reconstruction)
             one.save(folder)
 
+    def tile_conditions(
+        self, cond: Mapping[str, Tensor], origins: Sequence[tuple[int, ...]], shape: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        """Size and place of tiles of a volume larger than the model's grid, as of patches in training."""
+        whole = np.rint(cond[SHAPE].cpu().numpy() * self.grid)
+        around = np.array(shape) * self.factor - whole
+        start = np.array(origins).reshape(-1, 3) * self.factor - around // 2
+        first = np.clip(start, 0, whole - 1)
+        end = np.clip(start + np.minimum(self.grid, np.array(shape) * self.factor), first + 1, whole)
+        labels = {**cond, SHAPE: torch.from_numpy(((end - first) / self.grid).astype(np.float32))}
+        if self.state["patches"]:
+            place = np.concatenate([(first + end) / whole - 1, np.log(whole / (end - first))], axis=1)
+            labels[POSITION] = torch.from_numpy(place.astype(np.float32))
+        return labels
+
     def on_grid(self, data: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
         """Values in units of `scale` as the network sees them, on the model's grid."""
         u = Scale(*scale, top=1.0 + self.intensity.headroom).encode(data)
@@ -204,20 +220,24 @@ class MedicalCodec(FieldCodec):
     def _request(
         self, grid: Triple, shapes: np.ndarray, spacings: np.ndarray, cond: Mapping[str, Any] | None
     ) -> Request:
-        """Latent grid and conditions of whole volumes on `grid`."""
-        size = np.minimum(shapes, self.grid)
+        """Latent grid and conditions of whole volumes on `grid`; shapes beyond the model's are left to its tiles."""
         unknown = np.full((len(shapes), 6), np.nan, dtype=np.float32)
         latent = tuple(g // f for g, f in zip(grid, self.factor, strict=True))
-        return Request(
-            latent, self._cond(len(shapes), dict(cond or {}), size, spacings, unknown), None, self._always
-        )
+        labels = self._cond(len(shapes), dict(cond or {}), shapes, spacings, unknown, grid)
+        return Request(latent, labels, None, self._always)
 
     @property
     def _always(self) -> frozenset[str]:
         return frozenset({SPACING, SHAPE})
 
     def _cond(
-        self, count: int, wanted: dict[str, Any], shape: np.ndarray, spacing: np.ndarray, position: np.ndarray
+        self,
+        count: int,
+        wanted: dict[str, Any],
+        shape: np.ndarray,
+        spacing: np.ndarray,
+        position: np.ndarray,
+        grid: Triple,
     ) -> dict[str, Tensor]:
         labels: dict[str, Tensor] = {
             SPACING: torch.from_numpy(np.log(spacing).astype(np.float32)),
@@ -226,7 +246,7 @@ class MedicalCodec(FieldCodec):
         if self.state["patches"]:
             labels[POSITION] = torch.from_numpy(position.astype(np.float32))
         if LABEL_MAP in wanted:
-            labels[LABEL_MAP] = self._label_map(wanted.pop(LABEL_MAP), count)
+            labels[LABEL_MAP] = self._label_map(wanted.pop(LABEL_MAP), count, grid)
         named = {c.name: c for c in self.columns}
         plain = {k: self._wanted(named[k], v) if k in named else v for k, v in wanted.items()}
         for name, label in broadcast_labels(plain, count, list(named)).items():
@@ -249,11 +269,11 @@ class MedicalCodec(FieldCodec):
             return label.tolist()
         return [column.classes[k] if k >= 0 else "" for k in label.tolist()]
 
-    def _label_map(self, value: Any, count: int) -> Tensor:
+    def _label_map(self, value: Any, count: int, grid: Triple) -> Tensor:
         if not self.classes:
             raise ConfigError("this model knows no label map: it was trained without settings.label_map")
         data = value if isinstance(value, np.ndarray) else read_volume(value).data
-        shares = map_of(centred(data.shape, self.grid).put(data), self.classes, self.factor)
+        shares = map_of(centred(data.shape, grid).put(data), self.classes, self.factor)
         return torch.from_numpy(shares).expand(count, *shares.shape)
 
 

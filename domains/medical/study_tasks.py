@@ -300,7 +300,6 @@ def _beam(shape: tuple[int, ...], views: int, spacing: Sequence[float]) -> Paral
     return ParallelBeam((1, *shape), angles, spacing=(float(spacing[0]), float(spacing[1])), axes=(1, 2))
 
 
-
 def _gaps(case: Case, seen: np.ndarray, noise: float, seed: int, name: str) -> Observed:
     volume = case.volume
     values, std = _measure(case, _batch(volume.data), noise * case.range, seed, name)

@@ -10,6 +10,7 @@ is close to the posterior mean, which is why PSNR favours it. Convolutions begin
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, pi
 from typing import final
 
@@ -66,7 +67,7 @@ class ResidualUNet(nn.Module):
         super().__init__()
         self.stem = Shrink(2, widths[0], (2, 2, 2))
         self.down = nn.ModuleList([ResidualConv(w, _EDGES) for w in widths])
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.shrink = nn.ModuleList([Shrink(a, b, (2, 2, 2)) for a, b in pairs])
         self.grow = nn.ModuleList([Grow(b, a, (2, 2, 2)) for a, b in pairs])
         self.join = nn.ModuleList([EdgeConv(2 * a, a, _EDGES) for a in widths[:-1]])
@@ -164,7 +165,9 @@ def train_supervised(
     while spent < 1.0:
         u = source.uniform([step], (2, settings.batch_size), "order")[0].numpy()
         chosen = [cases[int(share * len(cases))] for share in u[0]]
-        flipped = [c.mirrored() if settings.mirror and f < 0.5 else c for c, f in zip(chosen, u[1], strict=True)]
+        flipped = [
+            c.mirrored() if settings.mirror and f < 0.5 else c for c, f in zip(chosen, u[1], strict=True)
+        ]
         pairs = []
         for k, case in enumerate(flipped):
             # The case's number decides noise and place: every step must draw new ones.
@@ -205,7 +208,9 @@ def _pair(
     volume = observed.case.volume
     # A volume larger than those of training is taken as it is, up to whole strides.
     stride = 2**5
-    size = [max(g, n if n <= g else -(-n // stride) * stride) for g, n in zip(grid, volume.shape, strict=True)]
+    size = [
+        max(g, n if n <= g else -(-n // stride) * stride) for g, n in zip(grid, volume.shape, strict=True)
+    ]
     place = centred(volume.shape, (size[0], size[1], size[2]))
     scale = intensity.scale(observed.known, modality)
     u = lambda data: 2 * (data - scale.low) / (scale.high - scale.low) - 1  # noqa: E731

@@ -15,6 +15,7 @@ from sciLDM.conditions import Category, Condition, Scalar
 from sciLDM.domain import Codec, Request, broadcast_labels
 from sciLDM.domains.molecules.autoencoder import MolecularGraphAE
 from sciLDM.domains.molecules.decode import decode_molecules
+from sciLDM.domains.molecules.native import read_molecules
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.domains.molecules.sizes import SizePrior
 from sciLDM.domains.molecules.vocabulary import Vocabulary
@@ -117,6 +118,10 @@ class MoleculeCodec(Codec):
         counts = torch.as_tensor(sizes.astype(np.int64))
         mask = torch.arange(self.shape[0])[None] < counts[:, None]
         return Request(self.shape, {ATOMS: counts, **labels}, mask, frozenset({ATOMS}))
+
+    def from_native(self, objects: Any, cond: Mapping[str, Any] | None = None) -> tuple[Any, Request]:
+        """Graphs and labels of the user's own molecules; see `native.read_molecules`."""
+        return read_molecules(self, objects, cond, atoms=ATOMS)
 
     @torch.no_grad()
     def decode(

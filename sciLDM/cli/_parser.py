@@ -19,6 +19,8 @@ COMMANDS = {
     "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
     "report": "write one HTML file about a run",
     "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
+    "audit": "compare groups of patients, sites or scanners: accuracy, coverage, the worst group",
+    "verify": "read the synthetic marks of a file, and look for a key's watermark",
     "domains": "list the domain adapters and whether they can be used",
     "models": "list the models that come with the package",
     "demo": "train, evaluate and report a small molecular model from start to end",
@@ -277,6 +279,29 @@ def _doctor(p: _Parser) -> None:
     )
 
 
+def _audit(p: _Parser) -> None:
+    p.usage = "scildm audit CASES --by NAME [NAME ...] [--groups TABLE] [--output FILE]"
+    p.epilog = "CASES is the `cases.csv` of a study: one row for each volume, with its scores."
+    p.add_argument("cases", metavar="CASES", help="table of scores, one row a case")
+    p.add_argument(
+        "--by", nargs="+", required=True, metavar="NAME",
+        help="columns that make groups (sex, age, scanner, ...); numbers are cut into thirds",
+    )  # fmt: skip
+    p.add_argument(
+        "--groups", metavar="TABLE", help="table with these columns, such as a BIDS participants.tsv"
+    )
+    p.add_argument("--domain", default="medical", metavar="NAME", help="whose cases (default: medical)")
+    p.add_argument("--output", "-o", metavar="FILE", help="also write the result as JSON")
+
+
+def _verify(p: _Parser) -> None:
+    p.usage = "scildm verify FILE [--key KEY]"
+    p.epilog = "Exit status: 0 when something marks the file as synthetic, 1 when nothing does."
+    p.add_argument("file", metavar="FILE", help="a file, or the folder of a DICOM series")
+    p.add_argument("--key", metavar="KEY", help="look for the watermark of this key (default: marks alone)")
+    p.add_argument("--domain", default="medical", metavar="NAME", help="whose file (default: medical)")
+
+
 def _demo(p: _Parser) -> None:
     p.epilog = "What is finished is skipped, so an interrupted demo is continued by the same command."
     p.add_argument(
@@ -309,6 +334,8 @@ _ADD: dict[str, Callable[[_Parser], None]] = {
     "evaluate": _evaluate,
     "report": _report,
     "doctor": _doctor,
+    "audit": _audit,
+    "verify": _verify,
     "domains": _nothing,
     "models": _nothing,
     "demo": _demo,

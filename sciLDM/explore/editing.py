@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sciLDM.errors import ConfigError
-from sciLDM.explore.native import Encoded, decode, encode
+from sciLDM.explore.native import Encoded, decode, encode, told
 from sciLDM.explore.resume import resume
 from sciLDM.model import LatentDiffusion
 from sciLDM.rng import NoiseSource
@@ -139,14 +139,11 @@ def opened(model: LatentDiffusion, encoded: Encoded, keep: Sequence[str]) -> Enc
     """
     request, known = encoded.request, {c.name: c for c in model.codec.conditions}
     for name in keep:
-        label = request.cond.get(name)
-        if label is None or (label.is_floating_point() and bool(label.isnan().all())):
+        if name not in request.cond:
             raise ConfigError(
                 f"cannot hold {name!r}: the objects do not tell it; known of them: "
-                f"{', '.join(n for n, v in request.cond.items() if not v.is_floating_point() or v.isfinite().any())}"
+                f"{', '.join(n for n, label in request.cond.items() if told(label)) or 'nothing'}"
             )
     kept = {*keep, *request.always}
-    cond = {
-        name: label if name in kept else known[name].null(label) for name, label in request.cond.items()
-    }
+    cond = {name: label if name in kept else known[name].null(label) for name, label in request.cond.items()}
     return Encoded(encoded.z, replace(request, cond=cond))

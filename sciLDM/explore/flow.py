@@ -49,9 +49,7 @@ class ProbabilityFlow:
             )
 
     @torch.no_grad()
-    def to_noise(
-        self, denoiser: Denoiser, z: Float[Tensor, "batch *shape"]
-    ) -> Float[Tensor, "batch *shape"]:
+    def to_noise(self, denoiser: Denoiser, z: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """The noise that the flow turns into `z`: normal, if `z` is as the model's samples are."""
         low, high = self._range(denoiser.schedule)
         return self._integrate(denoiser, z, high, low)

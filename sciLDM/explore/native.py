@@ -21,7 +21,17 @@ from sciLDM.domain import Request
 from sciLDM.errors import ConfigError, DataError, ShapeMismatch
 from sciLDM.model import LatentDiffusion
 
-__all__ = ["Encoded", "FromNative", "HasRows", "decode", "encode", "encode_fields", "joined", "rows_of"]
+__all__ = [
+    "Encoded",
+    "FromNative",
+    "HasRows",
+    "decode",
+    "encode",
+    "encode_fields",
+    "joined",
+    "rows_of",
+    "told",
+]
 
 
 @runtime_checkable
@@ -82,7 +92,9 @@ class Encoded:
 
     def rows(self, index: Sequence[int]) -> "Encoded":
         """Some of the objects, in this order; repeats allowed."""
-        return Encoded(self.z[torch.as_tensor(list(index), device=self.z.device)], rows_of(self.request, index))
+        return Encoded(
+            self.z[torch.as_tensor(list(index), device=self.z.device)], rows_of(self.request, index)
+        )
 
     def joined(self, other: "Encoded") -> "Encoded":
         """These objects, then others."""
@@ -103,13 +115,15 @@ def encode(model: LatentDiffusion, objects: Any, *, cond: Mapping[str, Any] | No
     """
     if isinstance(objects, Encoded):
         if cond:
-            raise ConfigError("conditions are read together with the objects: give the objects, not their latents")
+            raise ConfigError(
+                "conditions are read together with the objects: give the objects, not their latents"
+            )
         return objects
     codec = model.codec
     if not isinstance(codec, FromNative):
         raise ConfigError(
-            f"{type(codec).__name__} has no from_native(objects), so that {model.experiment.domain.name} objects cannot "
-            "be encoded; give encode_fields the autoencoder's inputs instead"
+            f"{type(codec).__name__} has no from_native(objects), so that {model.experiment.domain.name} objects "
+            "cannot be encoded; give encode_fields the autoencoder's inputs instead"
         )
     fields, request = codec.from_native(objects, cond)
     return encode_fields(model, fields, request)
@@ -186,10 +200,19 @@ def joined(first: Request, second: Request) -> Request:
     if isinstance(first, HasRows):
         return first.joined(second)
     _check_plain(first)
-    cond = {name: torch.cat([label, second.cond[name]]) for name, label in first.cond.items() if name in second.cond}
+    cond = {
+        name: torch.cat([label, second.cond[name]])
+        for name, label in first.cond.items()
+        if name in second.cond
+    }
     masks = [first.mask, second.mask]
     mask = torch.cat([m for m in masks if m is not None]) if None not in masks else None
     return replace(first, cond=cond, mask=mask)
+
+
+def told(label: Tensor) -> bool:
+    """Whether any object has this label: NaN, and -1 for categories, are missing."""
+    return bool((label.isfinite() if label.is_floating_point() else label >= 0).any())
 
 
 def _check_plain(request: Request) -> None:

@@ -79,13 +79,6 @@ def test_the_adapter_conforms(frames: int, layout: dict[str, Any], tmp_path: Pat
     assert alone["number"].values.tolist() == [2]
     assert "seed 1" in samples.attrs["history"]
     source.close()
-    scored = domain.evaluate(samples, model.codec, model.reference, silent)
-    assert {row["metric"] for row in scored.rows} >= {"tas mean map error", "tas std map error"}
-    assert all(
-        np.isfinite(row["value"]) and row["floor"] < row["value"]
-        for row in scored.rows
-        if "mean" in row["metric"]
-    )
 
 
 def _settings() -> GridSettings:

@@ -109,6 +109,13 @@ def test_files_of_different_variables_are_put_side_by_side(tmp_path: Path) -> No
         load(str(tmp_path / "*.nc"), variables=["tas", "pr"])
 
 
+def test_dates_may_lie_beside_the_time_dimension(plain: xr.Dataset) -> None:
+    nemo = plain.rename(time="time_counter").assign_coords(time_counter=("time_counter", np.arange(40.0)))
+    nemo["time_counter"].attrs = {"axis": "T"}
+    nemo = nemo.assign_coords(time_centered=("time_counter", plain["time"].values, {"standard_name": "time"}))
+    np.testing.assert_array_equal(load(nemo).times.seconds, load(plain).times.seconds)
+
+
 def test_curvilinear_and_plain_grids(tmp_path: Path) -> None:
     twod = curvilinear(20)
     found = load(stored(twod.reset_coords(["nav_lat", "nav_lon"]), tmp_path / "nemo.nc"))
@@ -220,7 +227,7 @@ def test_files_in_the_shared_folder(data_root: Path) -> None:
     assert len(pcm.runs) == 5
     assert pcm.step.months == 12
     assert pcm.grid.periodic
-    assert pcm.follows.sum() == 5 * 109
+    assert pcm.follows.sum() == 5 * 109  # though the month of its dates drifts
     ipsl = load("ipsl_tas")
     assert len(ipsl.runs) == 2
     assert ipsl.step.months == 1
