@@ -136,7 +136,7 @@ def instantiate(config: Mapping[str, Any]) -> Experiment:
     """
     parser = experiment_parser()
     try:
-        return parser.instantiate(parser.parse_object({"experiment": dict(config)})).experiment
+        return parser.instantiate(parser.parse_object({"experiment": copy.deepcopy(dict(config))})).experiment
     except ConfigError:
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from sciLDM.denoiser import Denoiser, NetDenoiser
 from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.guidance import Conditioned
 from sciLDM.guidance.tiled import Tile, Tiled, TileLayout
-from sciLDM.parametrisation import EDMParametrisation, expand
+from sciLDM.parametrisation import X0, expand
 from sciLDM.rng import NoiseSource
 from sciLDM.samplers import DPMSolverPP2M, DPMSolverPP2MSDE
 from sciLDM.schedules import CosineSchedule
@@ -51,9 +51,7 @@ def bordered(x_t: Tensor, t: Tensor, *_places: object) -> Tensor:
 
 
 def tiled(apply: Callable[..., Tensor], layout: TileLayout, batch_size: int = 7) -> Tiled:
-    return Tiled(
-        SCHEDULE, lambda rows, origins: Plain(apply, rows, origins), layout, batch_size=batch_size
-    )
+    return Tiled(SCHEDULE, lambda rows, origins: Plain(apply, rows, origins), layout, batch_size=batch_size)
 
 
 def state(*shape: int, seed: int = 0) -> Tensor:
@@ -184,7 +182,7 @@ def test_self_conditioning_shows_each_tile_its_part_of_the_last_blend() -> None:
             shown.append(previous)
             return x
 
-    net = NetDenoiser(Net(), SCHEDULE, EDMParametrisation())
+    net = NetDenoiser(Net(), SCHEDULE, X0())
     layout, t = TileLayout((4,), 0.5, shift=False), torch.full((2,), 0.5)
     denoiser = Tiled(
         SCHEDULE, lambda rows, origins: Conditioned(net, self_condition=True), layout, batch_size=1000
@@ -233,9 +231,9 @@ def test_no_seams() -> None:
         fields = sampler(tiled(bordered, layout, 200), shape, noise=NOISE, ids=range(8))
         still = TileLayout(layout.size, layout.overlap, shift=False).tiles(shape[1:], float(t))
         ratios[name] = step_ratio(fields, {edge for tile in still for edge in tile.box[1]} - {0, 60})
-    assert ratios["touching"] > 1.3
-    assert ratios["blended"] < 1.05
-    assert ratios["moving"] < 1.05
+    assert not 0.7 < ratios["touching"] < 1.3
+    assert 0.95 < ratios["blended"] < 1.05
+    assert 0.95 < ratios["moving"] < 1.05
 
 
 def test_mistakes_are_told() -> None:

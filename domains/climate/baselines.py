@@ -55,8 +55,8 @@ class History:
     """
 
     anomalies: Float[np.ndarray, "time value"]
-    phase: Float[np.ndarray, "time"]
-    follows: Bool[np.ndarray, "time"]
+    phase: Float[np.ndarray, "date"]
+    follows: Bool[np.ndarray, "flag"]
     weights: Float[np.ndarray, "value"]
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class History:
             raise DataError("baselines need complete anomalies; put 0 (climatology) where values are missing")
         if len(self.phase) != len(self.anomalies) or len(self.follows) != len(self.anomalies):
             raise ShapeMismatch(
-                f"{len(self.anomalies)} anomalies, {len(self.phase)} phases, {len(self.follows)} flags; expected as many"
+                f"{len(self.anomalies)} anomalies, {len(self.phase)} phases, {len(self.follows)} flags"
             )
 
     def pairs(self, lag: int) -> tuple[np.ndarray, np.ndarray]:
@@ -142,7 +142,8 @@ class Climatology:
         if known.all():
             found = np.linalg.lstsq(basis, flat, rcond=None)[0]
         else:
-            found = np.stack([np.linalg.lstsq(basis[k], y[k], rcond=None)[0] for y, k in zip(flat.T, known.T, strict=True)], 1)  # fmt: skip
+            columns = zip(flat.T, known.T, strict=True)
+            found = np.stack([np.linalg.lstsq(basis[k], y[k], rcond=None)[0] for y, k in columns], axis=1)
         return Climatology(found.reshape(-1, *values.shape[1:]))
 
     def __call__(self, times: Times) -> Float[np.ndarray, "time *value"]:

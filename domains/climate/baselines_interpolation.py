@@ -123,8 +123,8 @@ def check_size(values: int) -> None:
     """Raises `DataError` where a dense covariance would be too large."""
     if values > MOST_VALUES:
         raise DataError(
-            f"a covariance of {values} values is too large (at most {MOST_VALUES}); coarsen the grid, shorten the window, or "
-            "leave this baseline out"
+            f"a covariance of {values} values is too large (at most {MOST_VALUES}); coarsen the grid, shorten the "
+            "window, or leave this baseline out"
         )
 
 

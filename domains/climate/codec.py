@@ -63,6 +63,7 @@ class ClimateCodec(FieldCodec):
             else []
         )
         self.conditions = (*self.asked.declared, *known)
+        self.asks = ("time", "day", "scenario") if self.asked.scenarios else ("time", "day")
         self.members = bool(state.get("members", False))
         grid = self.template.grid
         lead = () if self.frames == 1 else (self.frames,)

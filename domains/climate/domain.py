@@ -39,6 +39,7 @@ class Climate(Domain):
 
     name: ClassVar[str] = "climate"
     formats: ClassVar[tuple[str, ...]] = (".nc", ".zarr")
+    evaluated: ClassVar[int] = 256
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Whether all groups of patients are served alike: accuracy and coverage by group, the worst one, what chance explains.
+"""Whether all groups of patients are served alike: accuracy and coverage by group, the worst one, what chance does.
 
-The unit is the volume: intervals come from a bootstrap over volumes, p-values from permuting group labels, corrected for
-the number of tests (Holm 1979).
+The unit is the volume: intervals come from a bootstrap over volumes, p-values from permuting group labels, corrected
+for the number of tests (Holm 1979).
 """
 
 from collections.abc import Mapping, Sequence
@@ -219,7 +219,7 @@ def _test(
     sign = 1.0 if METRICS.get(metric, True) else -1.0
     gaps = [sign * (values[code != g].mean() - values[code == g].mean()) for g in large]
     worst = int(np.argmax(gaps))
-    u = noise.uniform([0], (permutations, len(values)), f"audit/{attribute}/{metric}").numpy()
+    u = noise.uniform([0], (permutations, len(values)), f"audit/{attribute}/{metric}")[0].numpy()
     shuffled = code[u.argsort(axis=1)]
     observed = _between(values, code[None], large)[0]
     # The observed labelling is one of the possible ones: p is never 0.

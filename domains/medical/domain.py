@@ -35,6 +35,7 @@ class Medical(Domain):
 
     name: ClassVar[str] = "medical"
     formats: ClassVar[tuple[str, ...]] = (".csv", ".nii", ".gz")
+    evaluated: ClassVar[int] = 32
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 from sciLDM.cli._console import Bars, note, print_table, steps
 from sciLDM.cli._models import Model, draw, open_model, parse_guidance, results_folder, weights_hash
 from sciLDM.cli._parser import UsageError
-from sciLDM.cli._sample import write_samples
+from sciLDM.cli._sample import samples_name, write_samples
 from sciLDM.errors import DataError
 from sciLDM.evaluate.hooks import ReadsSamples, ScoresConditions
 from sciLDM.evaluate.store import Stored, record_command
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.samples or args.number or not args.targets:
         score_samples(model, folder, args)
-        record_command(folder, f"evaluate -n {args.number or _DEFAULT}", time.monotonic() - start)
+        count = args.number or _count(model.experiment.domain)
+        record_command(folder, f"evaluate -n {count}", time.monotonic() - start)
     if args.targets:
         begun = time.monotonic()
         names = None if args.targets == "all" else [n.strip() for n in args.targets.split(",") if n.strip()]
@@ -51,10 +52,18 @@ def run(args: argparse.Namespace) -> None:
     steps("next", {"read it all in one page": f"scildm report {args.run}{where}"})
 
 
+def _count(domain: object) -> int:
+    """How many samples to score unless told; a volume is worth more than a molecule."""
+    return getattr(domain, "evaluated", _DEFAULT)
+
+
 def score_samples(model: Model, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Draw (or read) samples, score them, keep both in `folder`, print the table."""
     domain, stored = model.experiment.domain, Stored(folder)
-    count, guidance = args.number or _DEFAULT, parse_guidance(args.guidance, model)
+    count, guidance = (
+        args.number or _count(domain),
+        parse_guidance(args.guidance, model),
+    )
     start = time.monotonic()
     if args.samples:
         if not isinstance(domain, ReadsSamples):
@@ -68,11 +77,11 @@ def score_samples(model: Model, folder: Path, args: argparse.Namespace) -> dict[
             "sampling seconds": round(time.monotonic() - start, 1),
         }
         # Before scoring: samples are what took long, and scoring may fail.
-        write_samples(samples, stored.samples)
+        write_samples(samples, stored.samples_as(samples_name(domain)), domain)
     with Bars() as bars:
         result = domain.evaluate(samples, model.codec, model.reference, bars)
     if args.samples:
-        write_samples(samples, stored.samples)
+        write_samples(samples, stored.samples_as(samples_name(domain)), domain)
     content = {"sampling": sampling, **asdict(result)}
     stored.add("unconditional", content, weights=weights_hash(model))
     print_table(result.rows, ("metric", "value", "floor", "samples", "note"), title="scores", wrap=("note",))

@@ -81,16 +81,22 @@ def weights_hash(model: Model) -> str:
     return str(model.card.get("files", {}).get("model.safetensors", {}).get("sha256", ""))
 
 
-def parse_cond(entries: Sequence[str], model: Model) -> dict[str, float]:
+def parse_cond(entries: Sequence[str], model: Model) -> dict[str, Any]:
     """`["logP=2.5"]` as `{"logP": 2.5}`, checked against what the model knows.
+
+    A codec may list further requests as `asks` (dates, names): those stay text unless they are numbers.
 
     Raises:
         UsageError: Malformed, unknown (near names are given), twice, or not finite.
     """
-    known = {c.name: c for c in model.codec.conditions}
-    wanted: dict[str, float] = {}
+    known: dict[str, Any] = {c.name: c for c in model.codec.conditions}
+    texts = frozenset(getattr(model.codec, "asks", ()))
+    known |= dict.fromkeys(texts)
+    wanted: dict[str, Any] = {}
     for entry in entries:
-        name, value = _pair("--cond", entry)
+        name, value = (
+            _text_pair(entry) if entry.partition("=")[0].strip() in texts else _pair("--cond", entry)
+        )
         if name not in known:
             raise UsageError(
                 f"--cond: this model cannot be asked for {name!r}{near(name, known)} "
@@ -100,7 +106,7 @@ def parse_cond(entries: Sequence[str], model: Model) -> dict[str, float]:
             raise UsageError(f"--cond {name} is given twice")
         wanted[name] = value
         mean, std = getattr(known[name], "mean", None), getattr(known[name], "std", None)
-        if mean is not None and std and abs(value - mean) > 4 * std:
+        if mean is not None and std and not isinstance(value, str) and abs(value - mean) > 4 * std:
             note(
                 f"warning: {name}={value:g} is {abs(value - mean) / std:.1f} standard deviations from the "
                 f"training mean ({mean:.4g}, standard deviation {std:.4g}); expect it to be missed"
@@ -152,6 +158,14 @@ def draw(
             batch_size=args.batch_size,
             progress=lambda done, total: bars(what, done, total),
         )
+
+
+def _text_pair(entry: str) -> tuple[str, float | str]:
+    name, _, text = (part.strip() for part in entry.partition("="))
+    try:
+        return name, float(text)
+    except ValueError:
+        return name, text
 
 
 def _pair(option: str, entry: str) -> tuple[str, float]:

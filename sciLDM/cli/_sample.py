@@ -8,8 +8,9 @@ from typing import Any
 from sciLDM.cli._console import note, out, print_table
 from sciLDM.cli._models import draw, open_model, parse_cond, parse_guidance
 from sciLDM.cli._parser import UsageError
+from sciLDM.evaluate.hooks import WritesSamples
 
-__all__ = ["run", "summary", "write_samples"]
+__all__ = ["run", "samples_name", "summary", "write_samples"]
 
 _FIRST = 8
 
@@ -26,18 +27,27 @@ def run(args: argparse.Namespace) -> None:
     samples = draw(model, args.number, args, cond=cond, guidance=guidance)
     show(samples)
     if args.output:
-        path = write_samples(samples, Path(args.output), conformers=args.conformers)
+        path = write_samples(samples, Path(args.output), model.experiment.domain, conformers=args.conformers)
         note(f"written: {path}")
     else:
-        note("nothing was written; --output samples.csv keeps all samples with all columns")
+        note(
+            f"nothing was written; --output {samples_name(model.experiment.domain)} keeps all samples in full"
+        )
 
 
-def write_samples(samples: Any, path: Path, *, conformers: bool = False) -> Path:
+def samples_name(domain: object) -> str:
+    """`samples`, with the first of the endings that the domain writes."""
+    return f"samples{(getattr(domain, 'formats', None) or ('.csv',))[0]}"
+
+
+def write_samples(samples: Any, path: Path, domain: object, *, conformers: bool = False) -> Path:
     """Write native samples as their adapter does.
 
     Raises:
         UsageError: These samples cannot be written, or have no conformers.
     """
+    if isinstance(domain, WritesSamples) and not conformers:
+        return domain.write_samples(samples, path)
     if not hasattr(samples, "write"):
         raise UsageError(
             f"samples of this domain ({type(samples).__name__}) cannot be written by the command line"

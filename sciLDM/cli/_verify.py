@@ -11,6 +11,7 @@ from sciLDM.registry import load_domain
 __all__ = ["Verification", "VerifiesFiles", "run"]
 
 
+@runtime_checkable
 class Verification(Protocol):
     """What a domain finds out about a file."""
 

@@ -18,6 +18,7 @@ __all__ = [
     "ReportsSections",
     "ScoresConditions",
     "Section",
+    "WritesSamples",
 ]
 
 
@@ -95,6 +96,15 @@ class ScoresConditions(Protocol):
         self, sample: ConditionalSampling, codec: Codec, names: Sequence[str] | None, *, per_target: int
     ) -> ConditionalEvaluation:
         """Compare requested with realised values; `names` None takes every property that can be measured."""
+        ...
+
+
+@runtime_checkable
+class WritesSamples(Protocol):
+    """A domain whose samples are another library's objects, without a `write` of their own."""
+
+    def write_samples(self, samples: Any, path: Path) -> Path:
+        """Write native samples; the ending names the format."""
         ...
 
 

@@ -37,8 +37,13 @@ class Stored:
 
     @property
     def samples(self) -> Path:
-        """Table of the samples that were scored."""
-        return self.folder / "samples.csv"
+        """The samples that were scored, whatever their format; `samples.csv` when there are none."""
+        found = sorted(p for p in self.folder.glob("samples.*") if p.suffix != ".json")
+        return found[0] if found else self.folder / "samples.csv"
+
+    def samples_as(self, name: str) -> Path:
+        """Where samples of this name belong."""
+        return self.folder / name
 
     @property
     def points(self) -> Path:

@@ -168,8 +168,8 @@ def move(
         cond[direction.name] = cond[direction.name] + steps.to(cond[direction.name])
     moved = Encoded(z, replace(encoded.request, cond=cond))
     if settle > 0:
-        told = [n for n in (direction.name, *direction.held) if n in cond and told(cond[n])]
-        moved = edit_latents(model, moved, settle, keep=told, seed=seed)
+        keep = [n for n in (direction.name, *direction.held) if n in cond and told(cond[n])]
+        moved = edit_latents(model, moved, settle, keep=keep, seed=seed)
     return decode(model, moved)
 
 

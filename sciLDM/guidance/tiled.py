@@ -215,7 +215,7 @@ def _origins(n: int, size: int, step: int, shift: float | None) -> list[int]:
 def _shares(n: int, size: int, shared: int, origins: Sequence[int]) -> list[Tensor]:
     """Hann flanks over the shared cells of each tile, divided by their sum over all tiles."""
     place = torch.arange(size, dtype=torch.float64) + 0.5
-    inward = torch.minimum(place, size - place) / (shared + 1)
+    inward = torch.minimum(place, size - place) / max(shared, 0.5)
     window = torch.sin(0.5 * pi * inward.clamp(max=1.0)).square()
     total = torch.zeros(n, dtype=torch.float64)
     for origin in origins:

@@ -18,9 +18,12 @@ from sciLDM.domains.medical.volume import from_array
 from sciLDM.errors import DataError
 
 
-def smooth(shape: tuple[int, int, int] = (14, 14, 16)) -> np.ndarray:
+def smooth(shape: tuple[int, int, int] = (14, 14, 24)) -> np.ndarray:
+    """Level at its faces, where slices are held rather than interpolated."""
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
-    return (100 * np.exp(-2 * (x**2 + y**2 + z**2))).astype(np.float32)
+    return (12.5 * (1 + np.cos(np.pi * x)) * (1 + np.cos(np.pi * y)) * (1 + np.cos(np.pi * z))).astype(
+        np.float32
+    )
 
 
 def case(data: np.ndarray, spacing: float = 1.0) -> Case:

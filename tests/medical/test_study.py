@@ -49,7 +49,11 @@ class Oracle:
         truth = self.known[observed.volume.name]
         mean = truth + SIGMA * rng.standard_normal(truth.shape)
         draws = mean + SIGMA / 2 * rng.standard_normal((options["samples"], *truth.shape))
-        arrays = {"recon": mean, "std": np.full(truth.shape, SIGMA / 2), "nullspace": np.full(truth.shape, 0.7)}
+        arrays = {
+            "recon": mean,
+            "std": np.full(truth.shape, SIGMA / 2),
+            "nullspace": np.full(truth.shape, 0.7),
+        }
         arrays |= {"lower": mean - SIGMA, "upper": mean + SIGMA}
         single = {k: v.astype(np.float32) for k, v in arrays.items()}
         return Reconstruction(observed.volume, single, draws.astype(np.float32), 1.0, False, "mr")
