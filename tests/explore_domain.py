@@ -38,6 +38,7 @@ MIX = torch.linalg.qr(fixed(DIM, DIM, "mix")).Q
 MEAN = 0.3 * fixed(1, DIM, "mean")[0]
 _ROOT = 0.3 * fixed(DIM, DIM, "root")
 COVARIANCE = _ROOT @ _ROOT.mT + torch.diag(torch.linspace(0.1, 1.0, DIM))
+_EIGEN = torch.linalg.eigh(COVARIANCE)
 EFFECTS = {"level": 0.5 * fixed(1, DIM, "level")[0], "tilt": 0.4 * fixed(1, DIM, "tilt")[0]}
 
 
@@ -134,7 +135,7 @@ class GaussianNet(nn.Module):
         theta = torch.atan(torch.exp(-4 * c_noise))[:, None]
         a, s = theta.cos(), theta.sin()
         mean = conditional_mean(cond or {}, len(x)).to(x)
-        variances, axes = (v.to(x) for v in torch.linalg.eigh(COVARIANCE))
+        variances, axes = (v.to(x) for v in _EIGEN)
         gain = a * variances / (a**2 * variances + s**2)
         deviation = (x.flatten(1) - a * mean) @ axes
         return (mean + (gain * deviation) @ axes.mT).view_as(x)

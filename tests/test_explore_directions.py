@@ -36,14 +36,18 @@ def latents(model: LatentDiffusion, z: Tensor) -> Encoded:
     return explore.encode(model, fields_of(model, z))
 
 
-def generated(count: int, noise: float = 0.0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def generated(count: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Latents `D a + N u` with two correlated attributes, and `D`; `N` spans what neither attribute touches."""
     directions = fixed(DIM, 2, "generating")
     rest = torch.linalg.qr(torch.cat([directions, fixed(DIM, DIM - 2, "rest")], 1)).Q[:, 2:]
-    draws = NoiseSource(5).normal(range(count), (DIM + 2,))
+    draws = NoiseSource(5).normal(range(count), (DIM,))
     a = draws[:, :2] @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
-    z = a @ directions.mT + draws[:, 2:DIM] @ rest.mT
-    labels = {"first": a[:, 0], "second": 10 * a[:, 1] + 3 + noise * draws[:, DIM]}
+    known = torch.cat([torch.ones(count, 1), a], 1)
+    free = (
+        draws[:, 2:DIM] - known @ torch.linalg.lstsq(known, draws[:, 2:DIM]).solution
+    )  # not correlated by chance
+    z = a @ directions.mT + free @ rest.mT
+    labels = {"first": a[:, 0], "second": 10 * a[:, 1] + 3}
     return z, labels, directions
 
 

@@ -72,7 +72,7 @@ def test_tiles_cover_the_grid_with_weight_one(
     total = torch.zeros(shape)
     for tile in layout.tiles(shape, t):
         assert all(
-            0 <= o and o + m <= n and m == min(n, most)
+            o >= 0 and o + m <= n and m == min(n, most)
             for o, m, n, most in zip(tile.origin, tile.weight.shape, shape, layout.size, strict=True)
         )
         total[tuple(slice(*span) for span in tile.box)] += tile.weight

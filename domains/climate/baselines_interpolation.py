@@ -163,7 +163,7 @@ def ensemble_covariance(
     """
     check_size(anomalies.shape[1])
     if weights is None:
-        covariance = anomalies.T.astype(np.float64) @ anomalies / len(anomalies)
+        covariance = (anomalies.T @ anomalies).astype(np.float64) / len(anomalies)
     else:
         covariance = (anomalies * (weights / weights.sum())[:, None]).T.astype(np.float64) @ anomalies
     if taper is None:

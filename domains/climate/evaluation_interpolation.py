@@ -23,7 +23,7 @@ from sciLDM.rng import NoiseSource
 
 __all__ = ["Interpolation", "Method"]
 
-_RADII = (0.15, 0.25, 0.4, 0.7, 1.2, None)
+_RADII = (0.15, 0.25, 0.4, 0.7, 1.2, 2.5, None)
 """Candidate radii of localisation, as shares of the largest distance; None for no localisation."""
 _TUNED_ON = 12
 
@@ -72,13 +72,22 @@ class Interpolation:
     def gaussian(self, kind: str, share: float | None) -> ConditionalGaussian:
         """`day`, `window` or `seasonal`, localised at a share of the largest distance."""
         if (kind, share) not in self._known:
-            if sum(k == kind for k, _ in self._known) > 2:
-                self._known = {k: v for k, v in self._known.items() if k[0] != kind}
-            ensemble = {"day": self.history.anomalies, "window": self._windows, "seasonal": self._standard}[
-                kind
-            ]
-            taper = None if share is None else gaspari_cohn(self.distance, self.radius(share))
-            self._known[kind, share] = ConditionalGaussian(ensemble_covariance(ensemble, taper))
+            # The untapered covariance is what takes time; of the tapered ones only the last of a kind is kept.
+            self._known = {k: v for k, v in self._known.items() if k[0] != kind or k[1] is None}
+            if (kind, None) not in self._known:
+                ensemble = {
+                    "day": self.history.anomalies,
+                    "window": self._windows,
+                    "seasonal": self._standard,
+                }[kind]
+                self._known[kind, None] = ConditionalGaussian(
+                    ensemble_covariance(ensemble.astype(np.float32))
+                )
+            if share is not None:
+                taper = gaspari_cohn(self.distance, self.radius(share))
+                blocks = len(self._known[kind, None].covariance) // len(taper)
+                whole = self._known[kind, None].covariance * np.tile(taper, (blocks, blocks))
+                self._known[kind, share] = ConditionalGaussian(whole)
         return self._known[kind, share]
 
     def tune(self, windows: Windows) -> dict[str, float | None]:

@@ -39,7 +39,10 @@ class Spectrum:
 
 
 def zonal_spectrum(
-    x: Float[np.ndarray, "*case row column"], latitude: Float[np.ndarray, "latitude"], *, periodic: bool = True
+    x: Float[np.ndarray, "*case row column"],
+    latitude: Float[np.ndarray, "latitude"],
+    *,
+    periodic: bool = True,
 ) -> Spectrum:
     """Mean over cases and rows, rows weighted by the cosine of latitude.
 

@@ -158,7 +158,7 @@ def retention(
     return found
 
 
-def sphere(volume: Volume, centre: Sequence[float], radius: float) -> np.ndarray:
+def sphere(volume: Volume, centre: Sequence[float | int], radius: float) -> np.ndarray:
     """1 inside, 0 outside, with an edge one voxel wide; round in millimetres."""
     spacing = np.array(volume.spacing)
     unit = float(spacing.min())

@@ -2,14 +2,16 @@ r"""An optional keyed watermark: a faint pseudo-random pattern that only the key
 
     x' = x + a p(i mod 32),    p in {-1, 1} from the key,    a = strength * sigma,    sigma the volume's noise
 
-(spread spectrum, Cox et al. 1997, doi:10.1109/83.650120). To verify, the volume is whitened to `w` (local mean taken
-out, divided by the local spread, clipped), folded onto the pattern's period and correlated with it at every shift:
+(spread spectrum, Cox et al. 1997, doi:10.1109/83.650120). To verify, the local mean of the volume is taken out, what is
+left is divided by its local spread and clipped, folded onto the pattern's period, and its spectrum set to modulus 1:
+`w`, in which no frequency and no edge stands out. It is correlated with the pattern at every shift:
 
-    z_s = sum_i w_i p(i + s mod 32) / |folded w|,    p-value = 1 - (1 - P(N > max z))^(32^3)
+    z_s = sum_i w_i p(i + s mod 32) / |w|,    p-value = 1 - (1 - P(N > max z))^(32^3)
 
-For a volume that the key has nothing to do with, the signs are independent of `w`, hence each `z_s` has mean 0 and
-variance 1 whatever the volume is: false positives come at the stated rate. Cropping shifts the pattern, and scaling
-intensities leaves `w` as it is; neither hides it. Resampling to other voxels does, and so does strong smoothing.
+For a volume that the key has nothing to do with, the signs are independent of `w`: each `z_s` has mean 0 and variance 1
+whatever the volume is, and different shifts are uncorrelated, so that false positives come at the stated rate. Cropping
+shifts the pattern, and scaling intensities leaves `w` as it is; neither hides it. Resampling to other voxels does, and
+so does strong smoothing.
 """
 
 import hashlib
@@ -32,7 +34,7 @@ __all__ = ["Marked", "Verification", "mark_samples", "mark_volume", "noise_of", 
 PERIOD = 32
 STRONGEST = 0.25
 _CLIP = 3.0
-_QUARTILE = 0.31864  # of |N(0, 1)|
+_ROUNDING = 1e-6
 
 
 @final
@@ -73,19 +75,18 @@ class Verification:
 
 
 def noise_of(data: np.ndarray) -> float:
-    """Standard deviation of the noise, from how far voxels lie from the mean of their 3^3 neighbourhood.
+    """Standard deviation of the noise: the spread about the mean of 3^3 neighbourhoods, where that is least.
 
-    The lower quartile of these distances is taken, since edges and texture raise the others. Voxels that equal their
-    neighbourhood, as the padding around a volume does, are left out.
+    The lowest tenth of the local spreads is taken, since edges and texture raise the others (pure noise comes out a
+    tenth too low). Where nothing varies, as in the padding around a volume, nothing is counted.
 
     Raises:
         DataError: A constant volume.
     """
-    residual = _residual(data)
-    varied = np.abs(residual[np.isfinite(residual) & (residual != 0)])
-    if not varied.size:
+    _, spread = _local(data)
+    if not (spread > 0).any():
         raise DataError("a constant volume has no noise to hide a watermark in")
-    return float(np.quantile(varied, 0.25) / _QUARTILE / math.sqrt(1 - 1 / 27))
+    return float(np.quantile(spread[spread > 0], 0.1) / math.sqrt(1 - 1 / 27))
 
 
 def mark_volume(volume: Volume, key: str, *, strength: float = STRONGEST) -> Marked:
@@ -119,11 +120,14 @@ def verify_volume(volume: Volume, key: str) -> Verification:
     folded = np.zeros((PERIOD,) * 3)
     index = np.ix_(*[np.arange(n) % PERIOD for n in volume.shape])
     np.add.at(folded, index, _whitened(volume.data))
-    size = float(np.linalg.norm(folded))
-    if size == 0:
+    spectrum = np.fft.rfftn(folded)
+    size = np.abs(spectrum)
+    if not (size > 0).any():
         return Verification(1.0, 0.0, (0, 0, 0))
-    product = np.conj(np.fft.rfftn(folded)) * np.fft.rfftn(_pattern(key))
-    z = np.fft.irfftn(product, s=folded.shape, axes=(0, 1, 2)) / size
+    white = np.where(size > 0, spectrum / np.where(size > 0, size, 1.0), 0.0)
+    norm_of_white = float(np.linalg.norm(np.fft.irfftn(white, s=folded.shape, axes=(0, 1, 2))))
+    product = np.conj(white) * np.fft.rfftn(_pattern(key))
+    z = np.fft.irfftn(product, s=folded.shape, axes=(0, 1, 2)) / norm_of_white
     at = np.unravel_index(int(z.argmax()), z.shape)
     best = float(z.max())
     p_value = -math.expm1(z.size * math.log1p(-min(float(norm.sf(best)), 1 - 1e-16)))
@@ -139,17 +143,18 @@ def _pattern(key: str) -> np.ndarray:
     return np.where(u < 0.5, -1.0, 1.0)
 
 
-def _residual(data: np.ndarray) -> np.ndarray:
-    data = data.astype(np.float64)
-    return data - uniform_filter(data, 3, mode="nearest")
+def _local(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Departure of voxels from the mean over 3^3, and its root mean square over 5^3; both 0 where nothing varies."""
+    known = np.isfinite(data)
+    data = np.where(known, data, 0.0).astype(np.float64)
+    residual = np.where(known, data - uniform_filter(data, 3, mode="nearest"), 0.0)
+    # The filter keeps a running sum, so that even a constant leaves rounding errors.
+    floor = _ROUNDING * float(np.abs(data).max(initial=0.0))
+    spread = np.sqrt(uniform_filter(residual**2, 5, mode="nearest").clip(min=0.0))
+    varies = known & (spread > floor)
+    return np.where(varies, residual, 0.0), np.where(varies, spread, 0.0)
 
 
 def _whitened(data: np.ndarray) -> np.ndarray:
-    known = np.isfinite(data)
-    residual = _residual(np.where(known, data, 0.0))
-    spread = np.sqrt(uniform_filter(residual**2, 5, mode="nearest"))
-    # Rounding errors of the filter must not count as a signal where the volume is constant.
-    floor = 1e-6 * float(np.abs(np.where(known, data, 0.0)).max(initial=0.0))
-    there = known & (spread > floor) & (spread > 0)
-    w = np.where(there, residual / np.where(there, spread, 1.0), 0.0)
-    return np.clip(w, -_CLIP, _CLIP)
+    residual, spread = _local(data)
+    return np.clip(residual / np.where(spread > 0, spread, 1.0), -_CLIP, _CLIP)

@@ -11,6 +11,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from torch_geometric.data import Batch
 
 from sciLDM.domain import Request, broadcast_labels
+from sciLDM.domains.molecules._perceive import Options, perceive_chunk
 from sciLDM.domains.molecules.descriptors import describe
 from sciLDM.domains.molecules.featurise import featurise
 from sciLDM.domains.molecules.samples import MoleculeSamples
@@ -40,11 +41,17 @@ def read_molecules(
         DataError: A molecule that this model cannot represent; the reasons are told.
         ConfigError: An unknown property, or another number of atoms than a molecule has.
     """
-    found = featurise(_smiles(objects), vocabulary=codec.vocabulary, workers=1)
-    if len(found.rejected):
-        rows = found.rejected.head(_SHOWN).itertuples()
-        said = "; ".join(f"number {row.row} ({row.smiles}): {row.reason}" for row in rows)
-        raise DataError(f"{len(found.rejected)} of the molecules cannot be represented by this model: {said}")
+    smiles = _smiles(objects)
+    # Asked before featurising, which only counts reasons where no molecule at all is left.
+    rejected = perceive_chunk(
+        range(len(smiles)), smiles, None, Options(codec.vocabulary.max_atoms, False)
+    ).rejected
+    if not rejected:
+        found = featurise(smiles, vocabulary=codec.vocabulary, workers=1)
+        rejected = list(found.rejected.itertuples(index=False, name=None))
+    if rejected:
+        said = "; ".join(f"number {row} ({text}): {reason}" for row, text, reason in rejected[:_SHOWN])
+        raise DataError(f"{len(rejected)} of the molecules cannot be represented by this model: {said}")
     count = len(found.smiles)
     sizes = torch.as_tensor(found.graphs.sizes())
     names = [p.name for p in codec.properties]

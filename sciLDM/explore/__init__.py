@@ -12,6 +12,7 @@ All take a loaded `LatentDiffusion` and native objects (SMILES, say), which the 
 """
 
 from sciLDM.explore.attribution import Attribution, Gradient, GradientTimesInput, IntegratedGradients
+from sciLDM.explore.counterfactual import counterfactual
 from sciLDM.explore.directions import Direction, attribute_direction, move
 from sciLDM.explore.editing import edit, edit_latents, noise_time
 from sciLDM.explore.flow import ProbabilityFlow
@@ -37,6 +38,7 @@ __all__ = [
     "Quantity",
     "Saliency",
     "attribute_direction",
+    "counterfactual",
     "decode",
     "edit",
     "edit_latents",

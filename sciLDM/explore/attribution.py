@@ -4,8 +4,9 @@ r"""From gradients to attributions: how much each latent number contributes.
     GradientTimesInput:   (z - z0) g(z)
     IntegratedGradients:  (z - z0) int_0^1 g(z0 + u (z - z0)) du        (Sundararajan et al. 2017, arXiv:1703.01365)
 
-`z0` is the mean latent, 0. The last one sums to `f(z) - f(z0)` exactly ("completeness"); the integral is by a
-Gauss-Legendre rule, exact for polynomials of degree `2 points - 1`. On a linear function the last two agree.
+`z0` is the mean latent, 0. The last one sums to `f(z) - f(z0)` ("completeness") as far as the integral is exact: it is
+by a Gauss-Legendre rule, exact for polynomials of degree `2 points - 1`; functions with kinks need more points, and
+`Saliency.difference` tells. On a linear function the last two agree.
 """
 
 from abc import ABC, abstractmethod

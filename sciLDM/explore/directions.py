@@ -105,19 +105,20 @@ def attribute_direction(
     unit = a.std(0, correction=0)
     fit = _Regression.fit(x, a / unit, shrinkage)
     gram = fit.patterns.mT @ fit.weights
-    share = 1 / (torch.linalg.pinv(gram, hermitian=True)[0, 0] * gram[0, 0].clamp_min(1e-30))
-    if float(gram[0, 0]) <= 0 or float(share) < _FOLLOWS:
+    # Held attributes may determine each other (pinv), but not the one that moves.
+    others = torch.linalg.pinv(gram[1:, 1:], rtol=1e-9, hermitian=True) @ gram[1:, 0]
+    left = float(gram[0, 0] - gram[0, 1:] @ others)
+    if not left > _FOLLOWS * float(gram[0, 0]):
         raise ConfigError(
             f"{attribute!r} cannot change while {', '.join(held)} do not: they determine its estimate; hold fewer"
         )
-    inverse = torch.linalg.inv(gram)[:, 0]
-    vector = fit.patterns @ inverse / unit[0]
+    vector = (fit.patterns[:, 0] - fit.patterns[:, 1:] @ others) / left / unit[0]
     return Direction(
         name=attribute,
         vector=vector.to(encoded.z).view(encoded.z.shape[1:]),
         held=held,
         r2=_left_out(x, a[:, :1], shrinkage),
-        length=float(inverse[0].sqrt() / unit[0]),
+        length=left**-0.5 / float(unit[0]),
         count=len(x),
     )
 

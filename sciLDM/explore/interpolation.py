@@ -22,8 +22,7 @@ from torch import Tensor
 
 from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.explore.flow import ProbabilityFlow
-from sciLDM.explore.native import Encoded, decode, encode
-from sciLDM.guidance import Conditioned
+from sciLDM.explore.native import Encoded, conditioned, decode, encode
 from sciLDM.model import LatentDiffusion
 from sciLDM.rng import NoiseSource
 
@@ -97,13 +96,13 @@ class NoisePath(Path):
         weight: Float[Tensor, "point"],
     ) -> Float[Tensor, "point channel *shape"]:
         (y_a, lost_a), (y_b, lost_b) = self._end(model, a, "a"), self._end(model, b, "b")
-        z = self.flow.to_latents(_denoiser(model, at), spherical(y_a[pair], y_b[pair], weight))
+        z = self.flow.to_latents(conditioned(model, at), spherical(y_a[pair], y_b[pair], weight))
         w = weight.view(-1, *[1] * (z.ndim - 1))
         return _inside(z + (1 - w) * lost_a[pair] + w * lost_b[pair], at)
 
     def _end(self, model: LatentDiffusion, end: Encoded, name: str) -> tuple[Tensor, Tensor]:
         """Noise of objects, and what the round trip loses of them."""
-        denoiser = _denoiser(model, end)
+        denoiser = conditioned(model, end)
         y = self.flow.to_noise(denoiser, end.z)
         lost = _inside(end.z - self.flow.to_latents(denoiser, y), end)
         if end.mask is None:
@@ -202,11 +201,6 @@ def _points(a: Encoded, b: Encoded, pair: Sequence[int], weights: Tensor) -> Enc
             label = torch.lerp(first, second, weights.to(label))
         cond[name] = label
     return Encoded(at.z, replace(at.request, cond=cond))
-
-
-def _denoiser(model: LatentDiffusion, encoded: Encoded) -> Conditioned:
-    cond = {name: label.to(model.device) for name, label in encoded.request.cond.items()}
-    return Conditioned(model.denoiser, cond, encoded.mask)
 
 
 def _inside(z: Tensor, encoded: Encoded) -> Tensor:

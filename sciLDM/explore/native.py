@@ -19,6 +19,7 @@ from torch import Tensor
 from sciLDM.conditions import check_conditions
 from sciLDM.domain import Request
 from sciLDM.errors import ConfigError, DataError, ShapeMismatch
+from sciLDM.guidance import Conditioned
 from sciLDM.model import LatentDiffusion
 
 __all__ = [
@@ -165,6 +166,12 @@ def encode_fields(model: LatentDiffusion, fields: Any, request: Request | None =
         if request.mask is None or not torch.equal(there.cpu(), request.mask.cpu()):
             raise ShapeMismatch("the encoder's cells are not those of the request's mask")
     return Encoded(full, request)
+
+
+def conditioned(model: LatentDiffusion, encoded: Encoded) -> Conditioned:
+    """The denoiser under the objects' labels and masks, without guidance, and without a memory of earlier estimates."""
+    cond = {name: label.to(model.device) for name, label in encoded.request.cond.items()}
+    return Conditioned(model.denoiser, cond, encoded.mask)
 
 
 def decode(model: LatentDiffusion, encoded: Encoded) -> Any:

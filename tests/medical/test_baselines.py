@@ -82,7 +82,7 @@ def test_projections_of_a_disk() -> None:
         observed = task.observe(truth, 1e-4, 0)
         methods = task.classical(observed)
         psnr[name] = {k: image_score(data, methods[k](), 2000.0).psnr for k in methods}
-    assert psnr["views32"]["FBP"] > psnr["views4"]["FBP"] + 3
+    assert psnr["views32"]["FBP"] > psnr["views4"]["FBP"] + 1
     assert psnr["views32"]["SIRT"] > 25
     assert psnr["views4"]["SIRT"] > psnr["views4"]["zero-filled"]
 
