@@ -127,7 +127,7 @@ def sampled_fields(codec: "ClimateCodec", dataset: xr.Dataset) -> FieldSet:
     name = "valid_time" if "valid_time" in dataset.coords else time
     if name not in dataset.coords:
         raise DataError(f"samples: no coordinate {name!r}; anomalies need dates")
-    dates = dataset[name]
+    dates = xr.DataArray(dataset[name].values, dims=dataset[name].dims)
     dates = dates.expand_dims([d for d in lead if d not in dates.dims]).transpose(*lead)
     found = Times.of(np.broadcast_to(dates.values, values.shape[:2]).ravel(), calendar=None)
     flat = values.reshape(-1, *values.shape[2:])

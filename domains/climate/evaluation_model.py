@@ -32,7 +32,8 @@ def field_values(
     template = codec.template
     parts = []
     for variable in template.variables:
-        array = dataset[variable.name + suffix]
+        # Coordinates off: members with dates of their own have a `time` that is no dimension.
+        array = dataset[variable.name + suffix].reset_coords(drop=True)
         array = array.expand_dims([d for d in lead if d not in array.dims])
         array = array.transpose(*lead, *variable.extra, template.axes.y, template.axes.x)
         shape = array.shape[: len(lead)]

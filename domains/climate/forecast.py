@@ -132,7 +132,6 @@ class Rollout:
             found.append(model.stats.normalise(code)[:, :, :known].cpu())
         return torch.cat(found)
 
-    @torch.no_grad()
     def blocks(
         self,
         known: Float[Tensor, "row latent state *coarse"],
@@ -162,6 +161,7 @@ class Rollout:
             known, times = z[:, :, -self.context :], _last(dates, self.context)
             done, number = done + count, number + 1
 
+    @torch.no_grad()
     def _block(
         self, known: Tensor, times: Times, noise: NoiseSource, ids: range
     ) -> tuple[Float[Tensor, "row latent state *coarse"], Times]:
@@ -183,6 +183,7 @@ class Rollout:
         )
         return latents.cpu(), dates
 
+    @torch.no_grad()
     def _decode(self, latents: Tensor, dates: Times, noise: NoiseSource, ids: range) -> Tensor:
         model, found = self.model, []
         error = getattr(model, "autoencoder_error", None) if self.settings.autoencoder_error else None

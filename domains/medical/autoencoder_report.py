@@ -250,7 +250,9 @@ def _curve(kept: Sequence[Mapping[str, float]]) -> tuple[dict[str, Any], ...]:
     if not kept:
         return ()
     table, rows = pd.DataFrame(list(kept)), []
-    for (radius, contrast), part in table.groupby(["radius", "contrast"]):
+    pairs = table[["radius", "contrast"]].drop_duplicates().sort_values(["radius", "contrast"])
+    for radius, contrast in pairs.to_numpy().tolist():
+        part = table[(table["radius"] == radius) & (table["contrast"] == contrast)]
         found = _interval(part["retention"].to_numpy(float), "retention")
         rows.append(
             {

@@ -57,7 +57,8 @@ class Study:
         `psnr_ahead` is by how much our PSNR lies above the row's, volume by volume, with its 95 % interval.
         """
         table, noise, rows = self.cases, NoiseSource(0), []
-        for (task, method), part in table.groupby(["task", "method"], sort=False):
+        for task, method in dict.fromkeys((str(r["task"]), str(r["method"])) for r in self.records):
+            part = table[(table["task"] == task) & (table["method"] == method)]
             row: dict[str, Any] = {"task": task, "method": method, "volumes": len(part)}
             for name in _MEANS:
                 values = part[name].dropna() if name in part.columns else pd.Series(dtype=float)

@@ -163,7 +163,7 @@ def test_anomalies_and_units_are_inverse(tmp_path: Path) -> None:
 def test_a_gaussian_oracle_scores_as_the_gaussian_baseline(tmp_path: Path, frames: int) -> None:
     domain, corpus = prepared(tmp_path, frames=frames)
     model = Oracle(domain, ClimateCodec(corpus.state))
-    settings = GapSettings(members=12, windows=8, validation=8)
+    settings = GapSettings(members=40, windows=8, validation=6)
     study = gap_filling(
         model, masks=("random", "swath"), fractions=(0.1,), settings=settings, output=tmp_path / GAPS
     )
@@ -236,9 +236,12 @@ def test_report_holds_maps_spectra_and_studies(tmp_path: Path) -> None:
     corpus.write_reference(tmp_path / "reference")
     model = Oracle(domain, codec)
     gap_filling(
-        model, masks=("stations",), fractions=(0.2,), settings=GapSettings(members=4, windows=3, validation=3, baselines=False),
+        model,
+        masks=("stations",),
+        fractions=(0.2,),
+        settings=GapSettings(members=4, windows=3, validation=3, baselines=False),
         output=tmp_path / GAPS,
-    )  # fmt: skip
+    )
     samples = (
         xr.open_dataset(tmp_path / "reference" / "test-0.nc")
         .load()

@@ -145,8 +145,9 @@ def test_bad_starts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 to 3 known states"):
         forecast(model, data, steps=1, settings=ForecastSettings(context=4))  # type: ignore[arg-type]
     plain = Climate(make(60), autoencoder=SMALL).prepare(tmp_path, silent)
+    model.codec = ClimateCodec(plain.state)
     with pytest.raises(ConfigError, match="RandomContext"):
-        forecast(SimpleNamespace(codec=ClimateCodec(plain.state)), data, steps=1)  # type: ignore[arg-type]
+        forecast(model, data, steps=1)  # type: ignore[arg-type]
 
 
 def test_the_study_puts_the_baselines_beside_the_model(tmp_path: Path) -> None:
