@@ -62,6 +62,9 @@ class Experiment:
     """Devices, progress bars and loggers."""
     guidance: float = 1.0
     """Default guidance scale; 1 is the plain conditional model."""
+    gaussian_start: bool = False
+    """Start the denoiser from the exact one of a Gaussian fitted to the training latents: for small data sets of one
+    grid, whose latents have at most a few thousand numbers."""
     autoencoder_from: str | None = None
     """Take the autoencoder of another run (or shipped model) instead of training one."""
     ignore_gate: bool = False

@@ -260,6 +260,13 @@ def _latents(
             cache = LatentCache.write(run / "latents", key, batches, corpus.sizes[split], progress=progress)
         found[split] = NormalisedLatents(cache, model.stats)
     model.stats.fit(found["train"].cache.batches())
+    if model.denoiser.start is not None:
+        z, mask, _ = found["train"].fields(np.arange(len(found["train"])))
+        if mask is not None and not bool(mask.all()):
+            raise ConfigError(
+                "gaussian_start: latents have different cells, expected one grid for all; set it to false"
+            )
+        model.denoiser.start.fit(z)
     return found
 
 

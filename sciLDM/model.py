@@ -1,5 +1,6 @@
 """What users hold: a trained latent diffusion model."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sciLDM.artefact import Artefact, find_artefact, load_artefact, save_artefact
 from sciLDM.autoencoders import Autoencoder, LatentStats
-from sciLDM.denoiser import Denoiser, NetDenoiser
+from sciLDM.denoiser import Denoiser, GaussianStart, NetDenoiser
 from sciLDM.domain import Codec, FieldCodec, Request
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
@@ -29,6 +30,9 @@ from sciLDM.rng import NoiseSource
 from sciLDM.samplers import Sampler
 
 __all__ = ["LatentDiffusion", "load"]
+
+LARGEST_START = 4096
+"""Most numbers in a latent for `gaussian_start`: its covariance then takes 64 MiB."""
 
 
 @final
@@ -63,10 +67,24 @@ class LatentDiffusion:
         channels = self.autoencoder.latent_channels
         self.stats = LatentStats(channels)
         net = self.experiment.network.build(channels, self.codec.shape, self.codec.conditions)
-        self.denoiser = NetDenoiser(net, self.experiment.schedule, self.experiment.parametrisation).eval()
+        self.denoiser = NetDenoiser(
+            net, self.experiment.schedule, self.experiment.parametrisation, start=self._start(channels)
+        ).eval()
         self.autoencoder_error: AutoencoderError | None = None
         self.calibration: Conformal | None = None
         self.device = torch.device("cpu")
+
+    def _start(self, channels: int) -> GaussianStart | None:
+        if not self.experiment.gaussian_start:
+            return None
+        size = channels * math.prod(self.codec.shape)
+        if size > LARGEST_START:
+            raise ConfigError(
+                f"gaussian_start: latents have {size:,} numbers, at most {LARGEST_START:,} fit in a dense covariance; "
+                "set it to false"
+            )
+        context = self.experiment.objective.context
+        return GaussianStart(size, None if context is None else context.name)
 
     @property
     def parts(self) -> dict[str, nn.Module]:

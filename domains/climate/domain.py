@@ -15,6 +15,7 @@ from sciLDM.domains.climate.read import open_source
 from sciLDM.domains.climate.settings import ConditionSettings, MaskSettings, SplitSettings
 from sciLDM.domains.climate.transforms import variable_settings
 from sciLDM.errors import ConfigError, DataError
+from sciLDM.evaluate.hooks import Material, Section
 
 __all__ = ["Climate"]
 
@@ -94,6 +95,12 @@ class Climate(Domain):
         if reference is None:
             raise DataError("evaluation needs the test period: evaluate a run folder made by `scildm fit`")
         return evaluate_samples(samples, codec, reference, progress)
+
+    def report_sections(self, material: Material) -> Sequence[Section]:
+        """Maps, spectra and studies for the report."""
+        from sciLDM.domains.climate.report import report_sections
+
+        return report_sections(material)
 
     def read_samples(self, path: Path) -> xr.Dataset:
         """Samples written earlier."""

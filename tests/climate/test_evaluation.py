@@ -16,6 +16,7 @@ from sciLDM.domains.climate.baselines_interpolation import ConditionalGaussian, 
 from sciLDM.domains.climate.codec import ClimateCodec
 from sciLDM.domains.climate.corpus import ClimateCorpus
 from sciLDM.domains.climate.evaluation import evaluate_samples, read_reference
+from sciLDM.domains.climate.evaluation_compression import compression
 from sciLDM.domains.climate.evaluation_data import StudyData, spread_over
 from sciLDM.domains.climate.evaluation_gaps import GapSettings, gap_filling
 from sciLDM.domains.climate.evaluation_masks import observing_masks
@@ -255,3 +256,25 @@ def test_report_holds_maps_spectra_and_studies(tmp_path: Path) -> None:
     assert {"Maps of tas", "Mean and standard deviation", "Spectrum", "Gap filling"} <= set(sections)
     assert "<svg" in sections["Maps of tas"]
     assert "latent diffusion" in sections["Gap filling"]
+
+
+def test_an_autoencoder_that_is_pca_scores_as_pca(tmp_path: Path) -> None:
+    data = make(400, step=5, seed=1, shape=(8, 16))
+    linear = GridSettings(channels=4, patch=4, factors=(), widths=(8,), blocks=(1,), pca=-1)
+    domain = Climate(data, autoencoder=linear)
+    corpus = domain.prepare(tmp_path, silent)
+    assert isinstance(corpus, ClimateCorpus)
+    codec = ClimateCodec(corpus.state)
+    autoencoder = codec.autoencoder().eval()
+    autoencoder.prepare([corpus.fields("train", np.arange(corpus.sizes["train"]))])
+    model = SimpleNamespace(
+        codec=codec, experiment=SimpleNamespace(domain=domain), reconstruct=None, autoencoder=autoencoder,
+        stats=SimpleNamespace(mean=torch.zeros(4)),
+    )  # fmt: skip
+    rows = {r["method"]: r for r in compression(model, output=tmp_path / "c.json").rows}
+    ours, theirs = rows["autoencoder"], rows["PCA"]
+    assert ours["numbers"] == 32
+    assert ours["ratio"] == 4.0
+    assert ours["rmse"] == pytest.approx(theirs["rmse"], rel=0.05)
+    assert 0.5 < theirs["explained"] < 1
+    assert ours["spectral_ratio_max"] == pytest.approx(theirs["spectral_ratio_max"], rel=0.1)
