@@ -87,6 +87,12 @@ class GaussianStart(nn.Module):
         self.basis.copy_(basis)
         self.variances.copy_(variances.clamp(min=1e-8))
 
+    @property
+    def covariance(self) -> Float[Tensor, "size size"]:
+        """`C`, symmetric to the last bit."""
+        half = self.basis * self.variances.sqrt()
+        return half @ half.T
+
     def forward(
         self,
         x_t: Float[Tensor, "batch channel *shape"],
@@ -106,7 +112,7 @@ class GaussianStart(nn.Module):
         there = given.isfinite()
         scale = torch.where(there, _KNOWN, rate)
         offset = torch.where(there, _KNOWN * (given.nan_to_num() - self.mean), offset)
-        covariance = (self.basis * self.variances) @ self.basis.T
+        covariance = self.covariance
         system = scale[:, :, None] * covariance * scale[:, None, :]
         system = system + torch.eye(len(self.mean), dtype=flat.dtype, device=flat.device)
         found = torch.linalg.solve(system.double(), offset.double()).to(flat)

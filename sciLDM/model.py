@@ -17,9 +17,13 @@ from sciLDM.domain import Codec, FieldCodec, Request
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
 from sciLDM.guidance import ClassifierFree
-from sciLDM.guidance.posterior.decode_encode import DecodeEncodeSolver
-from sciLDM.guidance.posterior.hybrid import HybridSolver
-from sciLDM.guidance.posterior.solver import PosteriorSolver
+from sciLDM.guidance.posterior import (
+    DecodeEncodeSolver,
+    DenseGaussian,
+    GaussNewtonSolver,
+    HybridSolver,
+    PosteriorSolver,
+)
 from sciLDM.operators import Operator
 from sciLDM.posterior.conformal import Conformal
 from sciLDM.posterior.error_model import AutoencoderError
@@ -176,7 +180,8 @@ class LatentDiffusion:
             samples: Posterior samples of each case.
             steps: Steps of the sampler, 20 when None.
             seed: Sample `k` of case `c` depends on `(seed, c * samples + k)` and its case alone.
-            solver: How observations steer the denoiser; when None `HybridSolver()`, in tiles `DecodeEncodeSolver()`.
+            solver: How observations steer the denoiser; when None `HybridSolver()`, with a Gaussian start
+                `GaussNewtonSolver` on its covariance, in tiles `DecodeEncodeSolver()`.
             guidance: As in `sample`; above 1 the spread is too small by design.
             batch_size: Samples computed at once, or tiles.
             progress: `progress(done, total)` in steps.
@@ -197,7 +202,7 @@ class LatentDiffusion:
         settings = Settings(
             samples,
             seed,
-            solver or (DecodeEncodeSolver() if large else HybridSolver()),
+            solver or (DecodeEncodeSolver() if large else self._solver()),
             default_sampler(20 if steps is None else steps),
             batch_size,
         )
@@ -208,6 +213,13 @@ class LatentDiffusion:
         run = reconstruct_tiled if large else reconstruct
         posterior = run(task, prior, settings, calibration=self.calibration, progress=progress)
         return codec.deliver(posterior, task)
+
+    def _solver(self) -> PosteriorSolver:
+        start = self.denoiser.start
+        if start is None:
+            return HybridSolver()
+        # Exact where latents are Gaussian, and free of derivatives of the network.
+        return GaussNewtonSolver(covariance=DenseGaussian(start.covariance.cpu()))
 
     def sample_latents(
         self,
