@@ -177,11 +177,23 @@ def _baselines(
         found = forecaster.forecast(starts.initial, settings.leads, settings.members, noise)
         return Predictions.of(study.to_units(found.astype(np.float32), starts.times))
 
-    def best(kind: Callable[[int], Forecaster]) -> tuple[Forecaster, int]:
+    def best(kind: Callable[[int], Forecaster]) -> tuple[Method, list[int]]:
+        """The number of modes that suits each lead best: a baseline is given its best chance."""
         modes = [m for m in _MODES if m <= min(history.anomalies.shape)] or [min(history.anomalies.shape)]
         candidates = [kind(m) for m in modes]
-        scores = [case_crps(made(c, small), small.truth, study.weights).mean() for c in candidates]
-        return candidates[int(np.argmin(scores))], modes[int(np.argmin(scores))]
+        scores = np.array([_by_lead(made(c, small), small.truth, study.weights) for c in candidates])
+        chosen = scores.argmin(axis=0)
+
+        def run(starts: Starts) -> Predictions:
+            whole = {k: made(candidates[k], starts) for k in set(chosen.tolist())}
+            parts = [(whole[int(k)], lead) for lead, k in enumerate(chosen)]
+            return Predictions(
+                np.stack([p.members[:, :, lead] for p, lead in parts], axis=2),
+                np.stack([p.mean[:, lead] for p, lead in parts], axis=1),
+                np.stack([p.std[:, lead] for p, lead in parts], axis=1),
+            )
+
+        return run, [modes[int(k)] for k in chosen]
 
     lim, lim_modes = best(lambda m: LinearInverseModel(history, modes=m))
     analogs, analog_modes = best(lambda m: Analogs(history, modes=m))
@@ -189,11 +201,19 @@ def _baselines(
         "climatology": ClimatologyForecast(history),
         "persistence": Persistence(),
         "damped persistence": DampedPersistence(history),
-        "linear inverse model": lim,
-        "analogs": analogs,
     }
-    methods = {name: (lambda s, f=f: made(f, s)) for name, f in forecasters.items()}
+    methods: dict[str, Method] = {name: (lambda s, f=f: made(f, s)) for name, f in forecasters.items()}
+    methods |= {"linear inverse model": lim, "analogs": analogs}
     return methods, {"linear inverse model modes": lim_modes, "analog modes": analog_modes}
+
+
+def _by_lead(predicted: Predictions, truth: np.ndarray, weights: np.ndarray) -> list[float]:
+    """Mean CRPS of each lead."""
+    found = []
+    for lead in range(truth.shape[1]):
+        one = Predictions(predicted.members[:, :, lead], predicted.mean[:, lead], predicted.std[:, lead])
+        found.append(float(case_crps(one, truth[:, lead], weights).mean()))
+    return found
 
 
 def _rows(
