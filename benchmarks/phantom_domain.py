@@ -152,7 +152,9 @@ class PhantomCodec(FieldCodec):
         if operator is None:
             raise ConfigError("phantoms: say by which operator they were observed")
         noise = None if noise_std is None else GaussianNoise(noise_std)
-        return Task(Observation(observed, operator, noise), self.plan(len(observed), cond or {}, _NO_NOISE, ()))
+        return Task(
+            Observation(observed, operator, noise), self.plan(len(observed), cond or {}, _NO_NOISE, ())
+        )
 
     def deliver(self, posterior: Posterior, task: Task) -> Posterior:
         return posterior

@@ -1,7 +1,7 @@
 r"""Reconstruction from sparse observations with a small latent prior: ours beside DPS, PSLD and classical methods.
 
-The prior (`posterior_prior.py`) is trained on procedural phantoms once and kept in the work folder, as are the scores of
-each task and method: a run that was stopped goes on where it was. Data are simulated on a finer grid than they are
+The prior (`posterior_prior.py`) is trained on procedural phantoms once and kept in the work folder, as are the scores
+of each task and method: a run that was stopped goes on where it was. Data are simulated on a finer grid than they are
 reconstructed on (`posterior_tasks.py`). Weights are tuned on validation volumes, intervals scaled on calibration
 volumes, and scores are those of test volumes; the three have seeds of their own.
 """
@@ -131,7 +131,9 @@ def rows(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[Row]:
     for task, results in found.items():
         for name, r in results.items():
             own = name == OURS
-            note = f"{r['network evaluations']} network evaluations" if r["network evaluations"] else r["tuned"]
+            note = (
+                f"{r['network evaluations']} network evaluations" if r["network evaluations"] else r["tuned"]
+            )
             made.append(Row(f"{task}: {name}, PSNR", mean(r["psnr"]), "dB", note=note))
             if own and TUNED in results:
                 each = [a - b for a, b in zip(r["psnr"], results[TUNED]["psnr"], strict=True)]
@@ -164,9 +166,7 @@ def table(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
     for task, results in found.items():
         for name, r in results.items():
             sampled = f"{mean(r['chi2']):8.3g}" if "chi2" in r else " " * 8
-            cover = (
-                f"{r['coverage']:7.3f}{r['coverage uncalibrated']:7.3f}" if "coverage" in r else " " * 14
-            )
+            cover = f"{r['coverage']:7.3f}{r['coverage uncalibrated']:7.3f}" if "coverage" in r else " " * 14
             lines.append(
                 f"{task:<9}{name:<16}{mean(r['psnr']):7.2f}{sampled}{mean(r['chi2 of mean']):11.3g}{cover}"
                 f"{r['crps']:8.4f}{r['seconds']:8.2f}{r['network evaluations'] or '':>5}  {r['tuned']}"
@@ -179,14 +179,18 @@ def main() -> None:
     arguments.add_argument("--work", type=Path, default=Path("runs/posterior"), help="keeps prior and scores")
     arguments.add_argument("--tasks", nargs="*", help="some of the tasks")
     arguments.add_argument("--methods", nargs="*", help="some of the methods")
-    arguments.add_argument("--volumes", type=int, default=8, help="of each set but validation, which has half")
+    arguments.add_argument(
+        "--volumes", type=int, default=8, help="of each set but validation, which has half"
+    )
     arguments.add_argument("--samples", type=int, default=16, help="of each volume's posterior")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     now = CLOCKS[options.clock]
     model = trained(options.work / "prior", quick=options.quick)
     count, samples = (2, 4) if options.quick else (options.volumes, options.samples)
-    sets = {name: Volumes.drawn(name, max(2, count // 2) if name == "validation" else count) for name in SEEDS}
+    sets = {
+        name: Volumes.drawn(name, max(2, count // 2) if name == "validation" else count) for name in SEEDS
+    }
     found: dict[str, dict[str, dict[str, Any]]] = {}
     began = time.perf_counter()
     for task in tasks(SIDE).values():

@@ -185,7 +185,9 @@ class Guided(Method):
             x = replace(few, solver=solver)(task, observation).mean
             scores[solver] = float(psnr(x, truth).nan_to_num(nan=-1e9).mean())
         best = max(scores, key=scores.__getitem__)
-        return replace(self, solver=best, candidates=()), ", ".join(f"{k} {v:g}" for k, v in vars(best).items())
+        return replace(self, solver=best, candidates=()), ", ".join(
+            f"{k} {v:g}" for k, v in vars(best).items()
+        )
 
     def __call__(self, task: ObservedTask, observation: Observation) -> Found:
         model = self.model

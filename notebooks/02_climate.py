@@ -73,9 +73,9 @@ data["slp"]
 # %% [markdown]
 # ## 2. Train
 # 2007 and 2008 are held out. The autoencoder starts from the leading EOFs and turns the 561 values of a map into 70
-# numbers; the denoiser learns how those are distributed, given the time of year. With few thousand maps it starts from
-# the exact denoiser of a Gaussian with their covariance (`gaussian_start`) and learns what is not Gaussian. `data` may be
-# any path, glob or zarr store.
+# numbers; the denoiser learns how those are distributed, given the time of year. With few thousand maps it starts
+# from the exact denoiser of a Gaussian with their covariance (`gaussian_start`) and learns what is not Gaussian.
+# `data` may be any path, glob or zarr store.
 
 # %%
 steps = {"autoencoder_stage": 2 if TINY else 500, "denoiser_stage": 4 if TINY else 4000}

@@ -82,7 +82,9 @@ def test_splits_are_disjoint_and_are_means_of_the_fine_drawing(bench, tmp_path):
     domain = bench["domain"].PhantomDomain(side=8, train=3, held_out=3)
     corpus = domain.prepare(tmp_path, lambda *_: None)
     drawn = {s: corpus.fields(s, np.arange(3)).values for s in ("train", "validation", "test")}
-    assert all(not torch.equal(drawn["train"][0], drawn[s][k]) for s in ("validation", "test") for k in range(3))
+    assert all(
+        not torch.equal(drawn["train"][0], drawn[s][k]) for s in ("validation", "test") for k in range(3)
+    )
     fine = bench["domain"].fine_volumes(range(3), 8, seed=bench["domain"].SEEDS["test"])
     blocks = fine.view(3, 1, 8, 2, 8, 2, 8, 2).mean(dim=(3, 5, 7))
     torch.testing.assert_close(drawn["test"], blocks, atol=1e-3, rtol=0)  # kept in half precision
@@ -116,7 +118,8 @@ def test_scores_of_a_known_error(bench):
 def test_aims_are_judged_as_the_issue_states_them(bench):
     def result(psnr, **more):
         return {
-            "psnr": psnr, "chi2 of mean": [1.0], "network evaluations": 0, "tuned": "", "crps": 0.1, "seconds": 1.0, **more
+            "psnr": psnr, "chi2 of mean": [1.0], "network evaluations": 0, "tuned": "", "crps": 0.1, "seconds": 1.0,
+            **more,
         }  # fmt: skip
 
     ours = {"coverage": 0.91, "coverage uncalibrated": 0.7, "chi2": [1.3]}
