@@ -18,7 +18,6 @@ from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
 from sciLDM.guidance import ClassifierFree
 from sciLDM.guidance.posterior import (
-    DecodeEncodeSolver,
     DenseGaussian,
     GaussNewtonSolver,
     HybridSolver,
@@ -29,7 +28,7 @@ from sciLDM.posterior.conformal import Conformal
 from sciLDM.posterior.error_model import AutoencoderError
 from sciLDM.posterior.reconstruct import Prior, Settings, reconstruct
 from sciLDM.posterior.sampling import default_sampler
-from sciLDM.posterior.tiled import needs_tiles, reconstruct_tiled
+from sciLDM.posterior.tiled import default_solver, needs_tiles, reconstruct_tiled
 from sciLDM.rng import NoiseSource
 from sciLDM.samplers import Sampler
 
@@ -181,7 +180,8 @@ class LatentDiffusion:
             steps: Steps of the sampler, 20 when None.
             seed: Sample `k` of case `c` depends on `(seed, c * samples + k)` and its case alone.
             solver: How observations steer the denoiser; when None `HybridSolver()`, with a Gaussian start
-                `GaussNewtonSolver` on its covariance, in tiles `DecodeEncodeSolver()`.
+                `GaussNewtonSolver` on its covariance, in tiles
+                `sciLDM.posterior.tiled.default_solver()`.
             guidance: As in `sample`; above 1 the spread is too small by design.
             batch_size: Samples computed at once, or tiles.
             progress: `progress(done, total)` in steps.
@@ -202,7 +202,7 @@ class LatentDiffusion:
         settings = Settings(
             samples,
             seed,
-            solver or (DecodeEncodeSolver() if large else self._solver()),
+            solver or (default_solver() if large else self._solver()),
             default_sampler(20 if steps is None else steps),
             batch_size,
         )

@@ -72,12 +72,12 @@ def test_a_broken_adapter_is_a_clear_error(name: str, reason: str) -> None:
 @pytest.mark.usefixtures("installed")
 def test_one_broken_adapter_does_not_hide_the_others() -> None:
     found = {adapter.name: adapter.problem for adapter in adapters()}
-    assert set(found) == {"climate", "genes", "fields", "volumes", "gone", "molecules"}
-    assert found["molecules"] is None
-    assert all(problem for name, problem in found.items() if name != "molecules")
+    assert set(found) == {"climate", "genes", "fields", "volumes", "gone", "medical", "molecules"}
+    ours = {"medical", "molecules"}  # `climate` is hidden by a broken one of that name
+    assert all((found[name] is None) == (name in ours) for name in found)
 
 
 @pytest.mark.parametrize("path", ["nothing.here.X", "sciLDM.nothing.X", ".X", "sciLDM..X"])
 def test_import_paths_that_lead_nowhere(path: str) -> None:
-    with pytest.raises(ConfigError, match=r"no module .*known short names: molecules"):
+    with pytest.raises(ConfigError, match=r"no module .*known short names: .*molecules"):
         class_path(path)

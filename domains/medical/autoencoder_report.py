@@ -122,7 +122,7 @@ def autoencoder_report(
         rows.append({"volume": volume.name, **_scores(last), **columns})
         for radius in radii:
             for contrast in contrasts:
-                found = retention(model, volume, radius, contrast, places=places, seed=seed + k)
+                found = _kept(model, volume, last, radius, contrast, places, seed + k)
                 kept += [{"radius": radius, "contrast": contrast, "retention": r} for r in found]
         if progress is not None:
             progress("examining the autoencoder", k + 1, len(volumes))
@@ -149,7 +149,12 @@ def retention(
         places: How many; each is tried alone, in tissue (above the median) and away from the faces where that can be.
         seed: Of the places.
     """
-    plain = _Rebuild.of(model, model.codec, volume)
+    return _kept(model, volume, _Rebuild.of(model, model.codec, volume), radius, contrast, places, seed)
+
+
+def _kept(
+    model: Rebuilds, volume: Volume, plain: "_Rebuild", radius: float, contrast: float, places: int, seed: int
+) -> list[float]:
     found = []
     for centre in _centres(volume.data, radius, places, seed):
         s = contrast * plain.range * sphere(volume, centre, radius)
