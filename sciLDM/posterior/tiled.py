@@ -1,12 +1,12 @@
 r"""Reconstruction of fields larger than the grid that a model was trained on, in bounded memory.
 
-Three things are done in parts; every sample is still one latent, drawn from one noise field:
+Two things are done in parts, one is not; every sample is still one latent, drawn from one noise field:
 
 * The prior's estimate, by overlapping tiles of the trained size, blended (`sciLDM.guidance.tiled`). This is the only
   approximation: a tile does not see beyond its borders.
 * Decoder and encoder, by boxes with a halo as wide as they reach. Exact: the same numbers as all at once, and the same
   derivatives, each box being computed again when they are asked for.
-* Nothing of the observation. Operators act on the whole field, so whatever an operator observes, near or far (gaps,
+* The observation is never taken apart. Operators act on the whole field, so whatever they observe, near or far (gaps,
   thick slices, coarse cells, blur, projections), and also the last step in data space, is as without tiles, for a few
   fields of memory.
 
