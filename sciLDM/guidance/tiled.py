@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sciLDM.denoiser import Denoiser
 from sciLDM.errors import ConfigError, ShapeMismatch
-from sciLDM.guidance._pieces import Box, Piece, piecewise, take
+from sciLDM.guidance.pieces import Box, Piece, piecewise, take
 from sciLDM.guidance.self_conditioning import SelfConditioning
 from sciLDM.rng import NoiseSource
 from sciLDM.schedules import Schedule

@@ -35,7 +35,7 @@ from sciLDM.autoencoders.grid_fields import GridFields
 from sciLDM.denoiser import Denoiser
 from sciLDM.domain import Codec, Request, Task
 from sciLDM.errors import ConfigError
-from sciLDM.guidance._pieces import Box, Piece, piecewise
+from sciLDM.guidance.pieces import Box, Piece, piecewise
 from sciLDM.guidance.posterior.covariance import Isotropic
 from sciLDM.guidance.posterior.gauss_newton import GaussNewtonSolver
 from sciLDM.guidance.posterior.solver import PosteriorSolver
