@@ -28,6 +28,7 @@ def config(*, quick: bool = False) -> dict[str, Any]:
             "class_path": "UNetNetwork",
             "init_args": {"widths": [8, 8] if quick else [48, 96], "attention_levels": []},
         },
+        "gaussian_start": True,
         "objective": {"self_condition": 0.0},
         "autoencoder_stage": {**common, "max_steps": 2 if quick else 1400, "batch_size": 8},
         "denoiser_stage": {

@@ -13,14 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sciLDM.errors import ShapeMismatch
+from sciLDM.gaussian_start import LatentStart
 from sciLDM.parametrisation import Parametrisation, expand
 from sciLDM.schedules import Schedule
 from sciLDM.types import Cond
 
-__all__ = ["Denoiser", "GaussianStart", "NetDenoiser"]
-
-_KNOWN = 1e3
-"""Deviation of a known cell, inverted: what is given counts as measured to a thousandth of a standard deviation."""
+__all__ = ["Denoiser", "NetDenoiser"]
 
 
 class Denoiser(nn.Module, ABC):
@@ -37,86 +35,6 @@ class Denoiser(nn.Module, ABC):
         self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch *shape"]:
         """`x0_hat = E[x | x_t]`."""
-
-
-@final
-class GaussianStart(nn.Module):
-    r"""`E[x | x_t, known cells]` if latents were Gaussian: what a denoiser knows before it has learned anything.
-
-    With few training samples the network need not find the covariance of the data by itself. For `x ~ N(m, C)`,
-
-        E = m + C S (S C S + I)^-1 S (y - m),
-
-    where a cell of `x_t` is a measurement of `x` with `S = alpha / sigma`, and a cell that the context gives has a
-    large `S` instead. Without context this is diagonal in the eigenbasis of `C`.
-
-    Args:
-        size: Numbers in one latent; memory and time grow with its square (its cube with a context).
-        context: The field condition whose cells are known where they are not NaN; None for none.
-    """
-
-    mean: Tensor
-    basis: Tensor
-    variances: Tensor
-
-    def __init__(self, size: int, context: str | None = None) -> None:
-        super().__init__()
-        self.context = context
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("basis", torch.eye(size))
-        self.register_buffer("variances", torch.ones(size))
-
-    @torch.no_grad()
-    def fit(self, z: Float[Tensor, "sample channel *shape"]) -> None:
-        """Mean and covariance of normalised latents, shrunk towards a multiple of the identity.
-
-        Oracle-approximating shrinkage (Chen et al. 2010, doi:10.1109/TSP.2010.2053029, eq. 23).
-        """
-        x = z.flatten(1).double()
-        n, size = x.shape
-        mean = x.mean(dim=0)
-        covariance = torch.cov(x.T, correction=0).reshape(size, size)
-        trace, square = covariance.trace(), covariance.square().sum()
-        rho = ((1 - 2 / size) * square + trace**2) / (
-            (n + 1 - 2 / size) * (square - trace**2 / size).clamp(min=1e-12)
-        )
-        rho = rho.clamp(0.0, 1.0)
-        identity = torch.eye(size, dtype=x.dtype, device=x.device)
-        variances, basis = torch.linalg.eigh((1 - rho) * covariance + rho * trace / size * identity)
-        self.mean.copy_(mean)
-        self.basis.copy_(basis)
-        self.variances.copy_(variances.clamp(min=1e-8))
-
-    @property
-    def covariance(self) -> Float[Tensor, "size size"]:
-        """`C`, symmetric to the last bit."""
-        half = self.basis * self.variances.sqrt()
-        return half @ half.T
-
-    def forward(
-        self,
-        x_t: Float[Tensor, "batch channel *shape"],
-        alpha: Float[Tensor, "batch"],
-        sigma: Float[Tensor, "batch"],
-        cond: Cond | None,
-    ) -> Float[Tensor, "batch channel *shape"]:
-        """The estimate; `sigma` must not be 0."""
-        flat = x_t.flatten(1)
-        rate = (alpha / sigma)[:, None]
-        offset = (flat - alpha[:, None] * self.mean) / sigma[:, None]
-        known = None if self.context is None or cond is None else cond.get(self.context)
-        if known is None or not bool(known.isfinite().any()):
-            gain = rate * self.variances / (1 + rate**2 * self.variances)
-            return (self.mean + (offset @ self.basis * gain) @ self.basis.T).view_as(x_t)
-        given = known.flatten(1).to(flat)
-        there = given.isfinite()
-        scale = torch.where(there, _KNOWN, rate)
-        offset = torch.where(there, _KNOWN * (given.nan_to_num() - self.mean), offset)
-        covariance = self.covariance
-        system = scale[:, :, None] * covariance * scale[:, None, :]
-        system = system + torch.eye(len(self.mean), dtype=flat.dtype, device=flat.device)
-        found = torch.linalg.solve(system.double(), offset.double()).to(flat)
-        return (self.mean + (scale * found) @ covariance).view_as(x_t)
 
 
 @final
@@ -141,7 +59,7 @@ class NetDenoiser(nn.Module):
         parametrisation: Parametrisation,
         *,
         autocast_dtype: torch.dtype | None = None,
-        start: GaussianStart | None = None,
+        start: LatentStart | None = None,
     ) -> None:
         super().__init__()
         self.net = net

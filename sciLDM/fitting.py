@@ -1,7 +1,7 @@
 """`fit`: both stages in one call, from a configuration to a run folder with a model in it.
 
     data -> autoencoder -> reconstruction gate -> its error's variance (fields on grids) -> latent statistics
-         -> latent cache -> denoiser -> artefact
+         -> latent cache -> denoiser -> its error's covariance (fields on grids) -> artefact
 
 A run folder can be continued: what is finished is skipped, what was interrupted resumes where it stopped.
 
@@ -16,6 +16,7 @@ A run folder can be continued: what is finished is skipped, what was interrupted
 """
 
 import json
+import math
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +32,13 @@ from sciLDM.autoencoders import LatentStats
 from sciLDM.data.cards import cache_root
 from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
 from sciLDM.data.run_folder import claim, rank, same_data, write_json
-from sciLDM.domain import Corpus, FieldCodec, Progress
+from sciLDM.denoiser import Denoiser
+from sciLDM.domain import Corpus, FieldCodec, Progress, Request
 from sciLDM.errors import ConfigError, DataError, GateError, ShapeMismatch
 from sciLDM.evaluate.doctor_gaussian import LatentGaussian
 from sciLDM.evaluate.doctor_sources import CARD_ENTRY
 from sciLDM.experiment import instantiate, read_config
+from sciLDM.guidance.posterior import MeasuredCovariance
 from sciLDM.model import LatentDiffusion, load
 from sciLDM.posterior.measure import measure_error
 from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stage
@@ -51,6 +54,10 @@ _FEWEST = 16
 """Fewer latents are not worth a description."""
 _ERROR_FIELDS = 4096
 """Most held-out fields that the variance of the autoencoder's error is fitted on."""
+_FEWEST_ERRORS, _MOST_ERRORS, _ERROR_NUMBERS, _ERROR_BATCH = 32, 128, 2**20, 16
+"""Held-out latents that the denoiser's error is measured on: fewer of large ones, whose frequencies are many."""
+_START_NUMBERS = 2**23
+"""Numbers in the latents that the Gaussian start is fitted on at a time."""
 
 
 def fit(
@@ -102,6 +109,7 @@ def fit(
     _measure_error(model, corpus, say)
     latents = _latents(model, corpus, run, progress or _silent, say)
     summary["denoiser"] = _stage_two(model, latents, run, say)
+    _measure_denoiser(model, latents["validation"], say)
     summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
         20 if sys.platform != "darwin" else 30
     )
@@ -238,10 +246,32 @@ class NormalisedLatents:
     def __len__(self) -> int:
         return len(self.cache)
 
+    @property
+    def size(self) -> int:
+        """Numbers in one latent."""
+        return self.cache.channels * math.prod(self.cache.shape)
+
     def fields(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
         """Latents, mask and labels of these samples."""
         z, mask, cond = self.cache.fields(indices)
         return self.stats.normalise_masked(z, mask), mask, cond
+
+
+@final
+class OneGrid:
+    """Normalised latents that must all have the same cells, batch by batch; can be gone through several times."""
+
+    def __init__(self, latents: NormalisedLatents) -> None:
+        self.latents, self.step = latents, max(1, _START_NUMBERS // latents.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, len(self.latents), self.step):
+            z, mask, _ = self.latents.fields(np.arange(start, min(start + self.step, len(self.latents))))
+            if mask is not None and not bool(mask.all()):
+                raise ConfigError(
+                    "gaussian_start: latents have different cells, expected one grid for all; set it to false"
+                )
+            yield z
 
 
 @torch.no_grad()
@@ -261,12 +291,8 @@ def _latents(
         found[split] = NormalisedLatents(cache, model.stats)
     model.stats.fit(found["train"].cache.batches())
     if model.denoiser.start is not None:
-        z, mask, _ = found["train"].fields(np.arange(len(found["train"])))
-        if mask is not None and not bool(mask.all()):
-            raise ConfigError(
-                "gaussian_start: latents have different cells, expected one grid for all; set it to false"
-            )
-        model.denoiser.start.fit(z)
+        say(f"fitting the Gaussian that the denoiser starts from to {len(found['train']):,} latents")
+        model.denoiser.start.fit(OneGrid(found["train"]))
     return found
 
 
@@ -309,6 +335,27 @@ def _stage_two(
     )
     stage.finished_network()
     return {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation)}
+
+
+def _measure_denoiser(model: LatentDiffusion, latents: NormalisedLatents, say: Say) -> None:
+    """How far the denoiser is off on held-out latents, without the conditions that users may leave out."""
+    if not isinstance(model.codec, FieldCodec):
+        return
+    kept = {c.name for c in model.codec.conditions if c.dropout == 0}
+    count = min(len(latents), max(_FEWEST_ERRORS, min(_MOST_ERRORS, _ERROR_NUMBERS // latents.size)))
+
+    def parts() -> Iterator[tuple[Tensor, Denoiser]]:
+        for start in range(0, count, _ERROR_BATCH):
+            z, mask, cond = latents.fields(np.arange(start, min(start + _ERROR_BATCH, count)))
+            if mask is not None and not bool(mask.all()):
+                raise DataError("the denoiser's error: latents have different cells")
+            request = Request(tuple(z.shape[2:]), {name: v for name, v in cond.items() if name in kept})
+            yield z, model.guided(request, slice(0, len(z)), guidance=1.0)
+
+    try:
+        model.denoiser_error = MeasuredCovariance.measured(parts())
+    except DataError as problem:
+        say(f"warning: {problem}; reconstructions will trust the denoiser's derivatives")
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 
 from sciLDM.artefact import Artefact, find_artefact, load_artefact, save_artefact
 from sciLDM.autoencoders import Autoencoder, LatentStats
-from sciLDM.denoiser import Denoiser, GaussianStart, NetDenoiser
+from sciLDM.denoiser import Denoiser, NetDenoiser
 from sciLDM.domain import Codec, FieldCodec, Request
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
+from sciLDM.gaussian_start import FactorStart, GaussianStart, LatentStart
 from sciLDM.guidance import ClassifierFree
 from sciLDM.guidance.posterior import (
     DenseGaussian,
     GaussNewtonSolver,
     HybridSolver,
+    MeasuredCovariance,
     PosteriorSolver,
+    StartGaussian,
 )
 from sciLDM.operators import Operator
 from sciLDM.posterior.conformal import Conformal
@@ -35,7 +38,7 @@ from sciLDM.samplers import Sampler
 __all__ = ["LatentDiffusion", "load"]
 
 LARGEST_START = 4096
-"""Most numbers in a latent for `gaussian_start`: its covariance then takes 64 MiB."""
+"""Most numbers in a latent for a dense `gaussian_start`, whose covariance then takes 64 MiB."""
 
 
 @final
@@ -50,6 +53,7 @@ class LatentDiffusion:
 
     Attributes:
         autoencoder_error: Variance of what the autoencoder loses, for fields on a grid; None where not measured.
+        denoiser_error: Covariance of the denoiser's error by noise level, for fields on a grid; None if not measured.
         calibration: Factors on the widths of reconstructions, by family of operators; None before calibration.
     """
 
@@ -74,27 +78,29 @@ class LatentDiffusion:
             net, self.experiment.schedule, self.experiment.parametrisation, start=self._start(channels)
         ).eval()
         self.autoencoder_error: AutoencoderError | None = None
+        self.denoiser_error: MeasuredCovariance | None = None
         self.calibration: Conformal | None = None
         self.device = torch.device("cpu")
 
-    def _start(self, channels: int) -> GaussianStart | None:
+    def _start(self, channels: int) -> LatentStart | None:
         if not self.experiment.gaussian_start:
             return None
-        size = channels * math.prod(self.codec.shape)
-        if size > LARGEST_START:
+        size, context = channels * math.prod(self.codec.shape), self.experiment.objective.context
+        if size <= LARGEST_START:
+            return GaussianStart(size, None if context is None else context.name)
+        if context is not None:
             raise ConfigError(
-                f"gaussian_start: latents have {size:,} numbers, at most {LARGEST_START:,} fit in a dense covariance; "
-                "set it to false"
+                f"gaussian_start: latents have {size:,} numbers; with objective.context at most {LARGEST_START:,} work "
+                "(known cells need a dense covariance); set it to false"
             )
-        context = self.experiment.objective.context
-        return GaussianStart(size, None if context is None else context.name)
+        return FactorStart(channels, self.codec.shape)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose tensors make up the artefact."""
         parts = {"autoencoder": self.autoencoder, "stats": self.stats, "denoiser": self.denoiser}
-        error = self.autoencoder_error
-        return parts if error is None else {**parts, "autoencoder_error": error}
+        errors = {"autoencoder_error": self.autoencoder_error, "denoiser_error": self.denoiser_error}
+        return parts | {name: error for name, error in errors.items() if error is not None}
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -179,9 +185,8 @@ class LatentDiffusion:
             samples: Posterior samples of each case.
             steps: Steps of the sampler, 20 when None.
             seed: Sample `k` of case `c` depends on `(seed, c * samples + k)` and its case alone.
-            solver: How observations steer the denoiser; when None `HybridSolver()`, with a Gaussian start
-                `GaussNewtonSolver` on its covariance, in tiles
-                `sciLDM.posterior.tiled.default_solver()`.
+            solver: How observations steer the denoiser; when None `HybridSolver.measured`, with a Gaussian start
+                `GaussNewtonSolver` on its covariance, in tiles `sciLDM.posterior.tiled.default_solver()`.
             guidance: As in `sample`; above 1 the spread is too small by design.
             batch_size: Samples computed at once, or tiles.
             progress: `progress(done, total)` in steps.
@@ -202,7 +207,7 @@ class LatentDiffusion:
         settings = Settings(
             samples,
             seed,
-            solver or (default_solver() if large else self._solver()),
+            solver or (default_solver() if large else self.solver),
             default_sampler(20 if steps is None else steps),
             batch_size,
         )
@@ -214,12 +219,17 @@ class LatentDiffusion:
         posterior = run(task, prior, settings, calibration=self.calibration, progress=progress)
         return codec.deliver(posterior, task)
 
-    def _solver(self) -> PosteriorSolver:
+    @property
+    def solver(self) -> PosteriorSolver:
+        """How observations steer this model's denoiser, where fields are not larger than those it was trained on."""
         start = self.denoiser.start
         if start is None:
-            return HybridSolver()
+            error = self.denoiser_error
+            return HybridSolver() if error is None else HybridSolver.measured(error)
         # Exact where latents are Gaussian, and free of derivatives of the network.
-        return GaussNewtonSolver(covariance=DenseGaussian(start.covariance.cpu()))
+        if isinstance(start, GaussianStart):
+            return GaussNewtonSolver(covariance=DenseGaussian(start.covariance.cpu()))
+        return GaussNewtonSolver(covariance=StartGaussian(start), tolerance=0.05, max_iterations=8, rank=16)
 
     def sample_latents(
         self,
@@ -310,6 +320,9 @@ def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
     prior = artefact.tensors.get("autoencoder_error.prior")
     if prior is not None:  # sized by what it was fitted on
         model.autoencoder_error = AutoencoderError(len(prior), tuple(prior.shape[1:]))
+    variance = artefact.tensors.get("denoiser_error.log_variance")
+    if variance is not None:
+        model.denoiser_error = MeasuredCovariance(len(variance), variance.shape[1], variance.shape[2:])
     for part, module in model.parts.items():
         prefix = f"{part}."
         tensors = {k.removeprefix(prefix): v for k, v in artefact.tensors.items() if k.startswith(prefix)}

@@ -3,7 +3,8 @@
 import torch
 
 from sciLDM.conditions import FieldMap
-from sciLDM.denoiser import GaussianStart, NetDenoiser
+from sciLDM.denoiser import NetDenoiser
+from sciLDM.gaussian_start import GaussianStart
 from sciLDM.nets import DiTNetwork
 from sciLDM.parametrisation import V
 from sciLDM.schedules import CosineSchedule
@@ -19,7 +20,7 @@ def gaussian(count: int = 200_000) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 def start(context: str | None = None) -> GaussianStart:
     found = GaussianStart(6, context)
-    found.fit(gaussian()[0])
+    found.fit(gaussian()[0].split(70_000))
     return found
 
 

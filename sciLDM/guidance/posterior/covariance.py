@@ -5,6 +5,8 @@ r"""How uncertain the denoiser's estimate is: `V = Cov[z | z_t]`, needed by ever
                 prior it has the right limits, C where noise rules and sigma^2 / alpha^2 I where it has gone
     Tweedie     sigma^2 / alpha dD/dz_t: exact for any prior and an exact denoiser, one backward pass each time it acts
 
+`covariance_measured` and `covariance_start` hold two more, for trained denoisers and for those with a Gaussian start.
+
 `Tweedie` makes the Gauss-Newton step MMPS (Rozet et al. 2024, arXiv:2405.13712).
 """
 
