@@ -63,7 +63,7 @@ class Experiment:
     guidance: float = 1.0
     """Default guidance scale; 1 is the plain conditional model."""
     gaussian_start: bool = False
-    """Start the denoiser from the exact one of a Gaussian fitted to the training latents: for fields that lie on one grid
+    """Start the denoiser from the exact one of a Gaussian fitted to the training latents: for fields on one grid
     in a common frame (a region, crops around one organ). With up to 4,096 numbers in a latent any covariance, and known
     states; with more one for each cell, and a few patterns between cells."""
     autoencoder_from: str | None = None

@@ -231,7 +231,8 @@ def _measure_error(model: LatentDiffusion, corpus: Corpus, say: Say) -> None:
     if isinstance(model.codec, FieldCodec):
         held_out = Batches(corpus, "validation", _batch_size(model), limit=_ERROR_FIELDS)
         try:
-            model.autoencoder_error = measure_error(model.autoencoder, model.codec, held_out)
+            known = Batches(corpus, "train", _batch_size(model), limit=_ERROR_FIELDS)
+            model.autoencoder_error = measure_error(model.autoencoder, model.codec, held_out, training=known)
         except (DataError, ShapeMismatch) as problem:
             say(f"warning: {problem}; reconstructions will lack what the autoencoder loses")
 

@@ -20,6 +20,7 @@ from sciLDM.gaussian_start import FactorStart, GaussianStart, LatentStart
 from sciLDM.guidance import ClassifierFree
 from sciLDM.guidance.posterior import (
     DenseGaussian,
+    DenseGaussNewtonSolver,
     GaussNewtonSolver,
     HybridSolver,
     MeasuredCovariance,
@@ -37,6 +38,8 @@ from sciLDM.samplers import Sampler
 
 __all__ = ["LatentDiffusion", "load"]
 
+LARGEST_JACOBIAN = 1024
+"""Most numbers in a latent for a Jacobian that is written out."""
 LARGEST_START = 4096
 """Most numbers in a latent for a dense `gaussian_start`, whose covariance then takes 64 MiB."""
 
@@ -186,7 +189,7 @@ class LatentDiffusion:
             steps: Steps of the sampler, 20 when None.
             seed: Sample `k` of case `c` depends on `(seed, c * samples + k)` and its case alone.
             solver: How observations steer the denoiser; when None `HybridSolver.measured`, with a Gaussian start
-                `GaussNewtonSolver` on its covariance, in tiles `sciLDM.posterior.tiled.default_solver()`.
+                Gauss-Newton on its covariance (`solver`), in tiles `sciLDM.posterior.tiled.default_solver()`.
             guidance: As in `sample`; above 1 the spread is too small by design.
             batch_size: Samples computed at once, or tiles.
             progress: `progress(done, total)` in steps.
@@ -228,7 +231,10 @@ class LatentDiffusion:
             return HybridSolver() if error is None else HybridSolver.measured(error)
         # Exact where latents are Gaussian, and free of derivatives of the network.
         if isinstance(start, GaussianStart):
-            return GaussNewtonSolver(covariance=DenseGaussian(start.covariance.cpu()))
+            covariance = DenseGaussian(start.covariance.cpu())
+            if len(start.mean) > LARGEST_JACOBIAN:
+                return GaussNewtonSolver(covariance=covariance, tolerance=0.05, max_iterations=8, rank=16)
+            return DenseGaussNewtonSolver(covariance)
         return GaussNewtonSolver(covariance=StartGaussian(start), tolerance=0.05, max_iterations=8, rank=16)
 
     def sample_latents(
@@ -319,7 +325,9 @@ def _restore(artefact: Artefact, reference: Path | None) -> LatentDiffusion:
         model = LatentDiffusion(artefact.config, state, card=card, reference=reference)
     prior = artefact.tensors.get("autoencoder_error.prior")
     if prior is not None:  # sized by what it was fitted on
-        model.autoencoder_error = AutoencoderError(len(prior), tuple(prior.shape[1:]))
+        root = artefact.tensors.get("autoencoder_error.root")
+        block = 0 if root is None else root.shape[1]
+        model.autoencoder_error = AutoencoderError(len(prior), tuple(prior.shape[1:]), block)
     variance = artefact.tensors.get("denoiser_error.log_variance")
     if variance is not None:
         model.denoiser_error = MeasuredCovariance(len(variance), variance.shape[1], variance.shape[2:])

@@ -55,6 +55,31 @@ def climate(folder: Path) -> Path:
     return folder / "mine.nc"
 
 
+def iberia(folder: Path) -> Path:
+    """Fine and coarse temperature and precipitation of some winters' days."""
+    time = xr.date_range("1982-12-01", "1998-02-28", freq="10D", use_cftime=False)
+    time = time[time.month.isin([12, 1, 2])]
+    rng = np.random.default_rng(0)
+    shape = (len(time), 28, 30)
+    tas = 8 + 4 * rng.standard_normal((len(time), 1, 1)) + rng.standard_normal(shape)
+    rain = np.maximum(rng.standard_normal(shape), 0) ** 2
+    fields = {"tas": (tas, "degC"), "pr": (rain, "mm/day")}
+    fields |= {f"coarse_{k}": (x + 0.1 * rng.random(shape), unit) for k, (x, unit) in fields.items()}
+    found = xr.Dataset(
+        {
+            k: (("time", "lat", "lon"), x.astype("float32"), {"units": unit})
+            for k, (x, unit) in fields.items()
+        },
+        {
+            "time": time,
+            "lat": ("lat", np.linspace(36, 44, 28), {"units": "degrees_north"}),
+            "lon": ("lon", np.linspace(-10, 3, 30), {"units": "degrees_east"}),
+        },
+    )
+    found.to_netcdf(folder / "mine.nc")
+    return folder / "mine.nc"
+
+
 def medical(folder: Path) -> Path:
     """MR blobs, or CT bodies under the names the configuration looks for."""
     rng = np.random.default_rng(0)
@@ -64,7 +89,7 @@ def medical(folder: Path) -> Path:
     return folder
 
 
-STAND_INS = {"molecules": molecules, "climate": climate, "medical": medical}
+STAND_INS = {"molecules": molecules, "climate": climate, "iberia": iberia, "medical": medical}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
@@ -82,7 +107,7 @@ def test_config_runs_two_steps(path: Path, tmp_path: Path) -> None:
     # The file stands for the data set too: what is tested is the configuration, not the reading of 130,000 rows.
     folder = tmp_path / "data"
     folder.mkdir()
-    data = str(STAND_INS[path.parent.name](folder))
+    data = str(STAND_INS.get(path.stem, STAND_INS[path.parent.name])(folder))
     overrides["domain.init_args.data"] = data
     assert read_config(path, overrides)["domain"]["init_args"]["data"] == data
     model = sciLDM.fit(path, tmp_path / "run", overrides=overrides, say=lambda line: None)

@@ -1,6 +1,7 @@
 """What travels with climate weights: grid, layout, units, climatology, calendar; latents to data sets and back."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from sciLDM.data.latent_cache import module_hash
 from sciLDM.domain import FieldCodec, Request, Task
 from sciLDM.domains.climate.film import FilmAutoencoder
 from sciLDM.domains.climate.grid import Grid
-from sciLDM.domains.climate.outputs import provenance, samples_dataset, write_dataset
+from sciLDM.domains.climate.outputs import NUMBER, provenance, samples_dataset, write_dataset
 from sciLDM.domains.climate.packing import unpack
 from sciLDM.domains.climate.requests import Conditions, DatedRequest
 from sciLDM.domains.climate.template import Template
@@ -54,6 +55,7 @@ class ClimateCodec(FieldCodec):
         self.frames = int(state["frames"])
         self.normaliser = Normaliser.from_dict(state["normaliser"])
         self.exists = torch.from_numpy(unpack(state["exists"]).copy())
+        self._everywhere = bool(self.exists.all())
         self.asked = Conditions(state["conditions"])
         self.settings = GridSettings(**{k: _tuples(v) for k, v in state["autoencoder"].items()})
         # Known states of the trajectory, as latents; the objective reveals them, so labels hold none.
@@ -145,21 +147,53 @@ class ClimateCodec(FieldCodec):
     ) -> GridFields:
         return self.fields(self.normaliser.from_units(x, context["phase"]))
 
-    def fields(self, x: Float[Tensor, "batch channel *grid"]) -> GridFields:
-        """Normalised values as the autoencoder takes them; missing ones (NaN, or where no cell exists) weigh 0."""
+    def fields(self, x: Float[Tensor, "batch channel *grid"], *, complete: bool = False) -> GridFields:
+        """Normalised values as the autoencoder takes them; missing ones (NaN, or where no cell exists) weigh 0.
+
+        Args:
+            x: Normalised values.
+            complete: No value is missing where a cell exists; it is then not looked for.
+        """
         exists, area = self.exists.to(x.device), self.area.to(x)
         if x.ndim == 5:
             exists = exists[:, None]
-        known = torch.isfinite(x) & exists
-        complete = bool(known.all())
-        weight = area.expand(len(x), 1, *x.shape[2:]) if complete else known * area
         static = None if self.static is None else self.static.to(x)
-        return GridFields(x if complete else torch.where(known, x, 0.0), weight, static)
+        known = exists.expand(x.shape) if complete else torch.isfinite(x) & exists
+        if self._everywhere if complete else bool(known.all()):
+            return GridFields(x, area.expand(len(x), 1, *x.shape[2:]), static)
+        weight = (exists * area).expand(x.shape) if complete else known * area
+        return GridFields(torch.where(known, x, 0.0), weight, static)
 
     def states_of(self, x: Float[Tensor, "batch channel *grid"]) -> np.ndarray:
         """`[batch, state, channel, H, W]` with NaN where no cell exists."""
         values = (x[:, :, None] if x.ndim == 4 else x).transpose(1, 2).numpy()
         return np.where(self.exists.numpy(), values, np.nan)
+
+    block_formats = (".zarr",)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one sample."""
+        return 4 * math.prod(self.grid_shape)
+
+    def create_samples(self, path: Path, request: Request, *, block: int, details: Mapping[str, Any]) -> None:
+        """Lay out a sharded zarr store for all samples of a request."""
+        from sciLDM.domains.climate.store import create_store, samples_layout
+
+        assert isinstance(request, DatedRequest)
+        count, film = len(request.ids), self.frames > 1
+        layout = samples_layout(
+            self.template, request.times, request.ids, film=film, what=f"{count} samples",
+            details={**self.provenance, **details},
+        )  # fmt: skip
+        time = {self.template.axes.time or "time": self.frames} if film else {}
+        create_store(path, layout, along={NUMBER: block, **time})
+
+    def write_block(self, path: Path, first: int, samples: xr.Dataset) -> None:
+        """Write samples `first`, `first + 1`, ... into the store."""
+        from sciLDM.domains.climate.store import write_region
+
+        write_region(path, samples, {NUMBER: first})
 
     def task(
         self,

@@ -1,4 +1,4 @@
-"""A prepared climate data set: states in memory, split by time, normalised by what the training period says."""
+"""A prepared climate data set: split by time, normalised by what the training period says, in memory or streamed."""
 
 import fnmatch
 import hashlib
@@ -13,15 +13,16 @@ import torch
 
 from sciLDM.autoencoders.grid import GridFields, GridSettings
 from sciLDM.domain import Corpus, Progress
+from sciLDM.domains.climate.blocks import BlockReader, StreamedStates
 from sciLDM.domains.climate.calendar import Times, period
 from sciLDM.domains.climate.codec import ClimateCodec, plain_settings
 from sciLDM.domains.climate.outputs import provenance, write_dataset
 from sciLDM.domains.climate.packing import pack
 from sciLDM.domains.climate.read import Source
 from sciLDM.domains.climate.requests import Conditions
-from sciLDM.domains.climate.settings import ConditionSettings, MaskSettings, SplitSettings
-from sciLDM.domains.climate.states import States, load_states
-from sciLDM.domains.climate.statistics import TrainingData, fit_normaliser, resolve_harmonics
+from sciLDM.domains.climate.settings import ConditionSettings, SplitSettings
+from sciLDM.domains.climate.states import States
+from sciLDM.domains.climate.statistics import Fitted, TrainingData, fit_normaliser, resolve_harmonics
 from sciLDM.domains.climate.template import Template
 from sciLDM.domains.climate.transforms import Normaliser, VariableSettings
 from sciLDM.errors import ConfigError, DataError
@@ -37,11 +38,11 @@ class ClimateCorpus(Corpus):
     """States of all runs and their trajectories.
 
     Args:
-        source: What was opened.
+        source: What was opened; stays in use where states were left in their files.
+        states: All states.
         frames: States of a trajectory.
         split: Periods.
         transforms: Settings per variable; the defaults for those not named.
-        mask: Which cells exist.
         conditions: What samples can be asked for.
         autoencoder: Its settings, kept in the state.
         progress: Told how far the work has come.
@@ -54,18 +55,17 @@ class ClimateCorpus(Corpus):
     def __init__(
         self,
         source: Source,
+        states: States,
         *,
         frames: int,
         split: SplitSettings,
         transforms: Mapping[str, VariableSettings],
-        mask: MaskSettings,
         conditions: ConditionSettings,
         autoencoder: GridSettings,
         progress: Progress,
     ) -> None:
         if conditions.context and frames == 1:
             raise ConfigError("conditions.context needs trajectories: set `frames` to 2 or more")
-        states = load_states(source, mask, conditions.forcing, lambda d, n: progress("reading", d, n))
         self._states, self._frames, self._conditions = states, frames, conditions
         periods = split_states(states, split)
         starts = _trajectories(states, frames)
@@ -73,9 +73,9 @@ class ClimateCorpus(Corpus):
         self.sizes = {name: len(rows) for name, rows in self._starts.items()}
         _refuse_empty(states.times, periods, self.sizes, frames)
         train = np.flatnonzero(periods["train"])
-        exists = _known(states, train) & states.exists
         digest = _digest(states)
-        normaliser = _fitted(source, states, train, transforms, progress)
+        normaliser, known = _fitted(source, states, train, transforms, progress)
+        exists = known & states.exists
         gaps = _normalise(states, normaliser, exists)
         template = _template(source, states, transforms)
         self._labels = {**({"year": states.times.years} if conditions.year else {}), **states.forcing}
@@ -101,6 +101,9 @@ class ClimateCorpus(Corpus):
             },
         }
         self._codec = ClimateCodec(self.state)
+        self._readers: dict[str, BlockReader] = {}
+        if isinstance(states.values, StreamedStates):
+            self._readers = {split: self._reader(split, states.values, exists) for split in self._starts}
 
     def _drawn(self) -> dict[str, Any]:
         """State of the conditions, with the dates that samples may have."""
@@ -116,11 +119,34 @@ class ClimateCorpus(Corpus):
         )
 
     def fields(self, split: str, indices: np.ndarray) -> GridFields:
+        complete = not self.state["gaps"]
+        if self._readers:
+            x = torch.from_numpy(self._readers[split](indices))
+            return self._codec.fields(x[:, 0] if self._frames == 1 else x.transpose(1, 2), complete=complete)
         start = self._starts[split][indices]
         if self._frames == 1:
-            return self._codec.fields(torch.from_numpy(self._states.values[start]))
+            return self._codec.fields(torch.from_numpy(self._states.values[start]), complete=complete)
         rows = start[:, None] + np.arange(self._frames)
-        return self._codec.fields(torch.from_numpy(self._states.values[rows]).transpose(1, 2))
+        values = torch.from_numpy(self._states.values[rows]).transpose(1, 2)
+        return self._codec.fields(values, complete=complete)
+
+    def epoch(self, split: str, rng: np.random.Generator) -> np.ndarray:
+        """A random order of a split's samples: any in memory, within a window of blocks where they are streamed."""
+        return self._readers[split].epoch(rng) if self._readers else rng.permutation(self.sizes[split])
+
+    def _reader(self, split: str, states: StreamedStates, exists: np.ndarray) -> BlockReader:
+        normaliser, phase = self._codec.normaliser, self._states.times.phase
+        absent = None if exists.all() else ~exists
+
+        def prepare(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            normaliser.normalise_(torch.from_numpy(values), torch.from_numpy(phase[rows]).float())
+            if absent is not None:
+                values[:, absent] = np.nan
+            return values
+
+        # Training has most of the memory; held-out samples are read in order.
+        budget = states.budget if split == "train" else states.budget // 8
+        return BlockReader(states, self._starts[split], self._frames, prepare, budget=budget)
 
     def labels(self, split: str) -> Mapping[str, np.ndarray]:
         start = self._starts[split]
@@ -152,7 +178,8 @@ class ClimateCorpus(Corpus):
     def _write_period(self, folder: Path, split: str) -> list[dict[str, Any]]:
         """The latest part of a test run where it is large; of a training run, states spread over all of it."""
         rows = np.unique(self._starts[split][:, None] + np.arange(self._frames))
-        most = max(_REFERENCE_BYTES // max(self._states.values[0].nbytes, 1), self._frames)
+        per_state = 4 * int(np.prod(self._states.values.shape[1:]))
+        most = max(_REFERENCE_BYTES // max(per_state, 1), self._frames)
         codec, template = self._codec, self._codec.template
         time = (template.axes.time or "time",)
         written: list[dict[str, Any]] = []
@@ -170,7 +197,10 @@ class ClimateCorpus(Corpus):
 
     def _units(self, rows: np.ndarray) -> np.ndarray:
         """States in their units, `[state, channel, H, W]`, NaN where missing."""
-        x = torch.from_numpy(self._states.values[rows])
+        stored = self._states.values
+        if isinstance(stored, StreamedStates):
+            return np.where(self._codec.exists.numpy(), stored.read(rows), np.float32(np.nan))
+        x = torch.from_numpy(stored[rows])
         phase = torch.from_numpy(self._states.times.phase[rows]).float()[:, None]
         return self._codec.normaliser.to_units(x, phase).numpy()
 
@@ -250,7 +280,7 @@ def _fitted(
     train: np.ndarray,
     transforms: Mapping[str, VariableSettings],
     progress: Progress,
-) -> Normaliser:
+) -> Fitted:
     """Links, climatology and spread, from the training period alone."""
     known = states.times.take(train)
     years = float(np.ptp(known.seconds)) / _YEAR
@@ -268,31 +298,32 @@ def _fitted(
     )
 
 
-def _known(states: States, train: np.ndarray) -> np.ndarray:
-    known = np.zeros(states.values.shape[1:], dtype=bool)
-    for i in range(0, len(train), 256):
-        known |= np.isfinite(states.values[train[i : i + 256]]).any(axis=0)
-    missing = ~known.reshape(len(known), -1).any(axis=1)
-    if missing.any():
-        names = [states.channels[int(c)].label for c in np.flatnonzero(missing)]
-        raise DataError(f"{', '.join(names)}: all values are missing in the training period")
-    return known
-
-
-def _normalise(states: States, normaliser: Any, exists: np.ndarray) -> bool:
-    """Replace the states by normalised ones, in place; whether values are missing where cells exist."""
-    gaps = False
+def _normalise(states: States, normaliser: Normaliser, exists: np.ndarray) -> bool:
+    """Replace states in memory by normalised ones; whether values are missing where cells exist."""
+    if isinstance(states.values, StreamedStates):
+        return bool((states.values.counts[exists] < len(states.times)).any())
+    gaps, absent = False, None if exists.all() else ~exists
     for i in range(0, len(states.values), 256):
         part = slice(i, i + 256)
         phase = torch.from_numpy(states.times.phase[part]).float()[:, None]
-        x = normaliser.from_units(torch.from_numpy(states.values[part]), phase).numpy()
-        x[:, ~exists] = np.nan
+        x = _normalised(normaliser, states.values[part], phase, absent)
         states.values[part] = x
         gaps = gaps or bool(np.isnan(x[:, exists]).any())
     return gaps
 
 
+def _normalised(
+    normaliser: Normaliser, values: np.ndarray, phase: torch.Tensor, absent: np.ndarray | None
+) -> np.ndarray:
+    x = normaliser.from_units(torch.from_numpy(values), phase).numpy()
+    if absent is not None:
+        x[:, absent] = np.nan
+    return x
+
+
 def _digest(states: States) -> bytes:
+    if isinstance(states.values, StreamedStates):
+        return states.values.digest
     digest = hashlib.sha256(states.times.seconds.tobytes() + states.run.tobytes())
     for i in range(0, len(states.values), 256):
         digest.update(np.ascontiguousarray(states.values[i : i + 256]).tobytes())

@@ -1,6 +1,6 @@
 """The climate adapter: a NetCDF, zarr or xarray data set in, ensembles of fields out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -8,13 +8,16 @@ import xarray as xr
 
 from sciLDM.autoencoders.grid import GridSettings
 from sciLDM.domain import Codec, Corpus, Domain, Evaluation, Progress
+from sciLDM.domains.climate.blocks import StreamedStates
 from sciLDM.domains.climate.codec import ClimateCodec
 from sciLDM.domains.climate.corpus import ClimateCorpus
 from sciLDM.domains.climate.outputs import read_dataset, write_dataset
-from sciLDM.domains.climate.read import open_source
-from sciLDM.domains.climate.settings import ConditionSettings, MaskSettings, SplitSettings
+from sciLDM.domains.climate.read import open_dataset, open_source
+from sciLDM.domains.climate.settings import ConditionSettings, LoadingSettings, MaskSettings, SplitSettings
+from sciLDM.domains.climate.streaming import open_states
 from sciLDM.domains.climate.transforms import variable_settings
 from sciLDM.errors import ConfigError, DataError
+from sciLDM.evaluate.doctor_run import Finding
 from sciLDM.evaluate.hooks import Material, Section
 
 __all__ = ["Climate"]
@@ -36,6 +39,9 @@ class Climate(Domain):
         autoencoder: Size and losses of the autoencoder.
         explained: Smallest share of the held-out anomalies' variance that the autoencoder must rebuild before the
             denoiser may train.
+
+    Attributes:
+        loading: How much of the data is kept in memory, a property of the machine: see `LoadingSettings`.
     """
 
     name: ClassVar[str] = "climate"
@@ -64,26 +70,32 @@ class Climate(Domain):
         self.split, self.mask, self.conditions = split, mask, conditions
         given = variables if isinstance(variables, Mapping) else {}
         self.transforms = {name: variable_settings(name, options or {}) for name, options in given.items()}
-        self.autoencoder = autoencoder
+        self.autoencoder, self.loading = autoencoder, LoadingSettings.of_this_machine()
         self.gate = {"explained": explained}
 
     def prepare(self, cache: Path, progress: Progress) -> Corpus:
         source = open_source(
             self.data, variables=self.variables, mask=self.mask.variable, forcing=self.conditions.forcing
         )
+        streamed = False
         try:
+            states = open_states(
+                source, self.mask, self.conditions.forcing, self.loading, cache=cache, progress=progress
+            )
+            streamed = isinstance(states.values, StreamedStates)
             return ClimateCorpus(
                 source,
+                states,
                 frames=self.frames,
                 split=self.split,
                 transforms=self.transforms,
-                mask=self.mask,
                 conditions=self.conditions,
                 autoencoder=self.autoencoder,
                 progress=progress,
             )
         finally:
-            source.close()
+            if not streamed:  # else training goes on reading
+                source.close()
 
     def codec(self, state: Mapping[str, Any]) -> Codec:
         return ClimateCodec(state)
@@ -101,6 +113,56 @@ class Climate(Domain):
         from sciLDM.domains.climate.report import report_sections
 
         return report_sections(material)
+
+    def examine_loading(self, wanted: float | None) -> tuple[Mapping[str, Any], Sequence[Finding]]:
+        """For `scildm doctor`: how fast the data are read, and whether their chunks are in the way."""
+        from sciLDM.domains.climate.loading import examine
+
+        source = open_source(self.data, variables=self.variables)
+        try:
+            return examine(source, self.loading, wanted)
+        finally:
+            source.close()
+
+    forecast_formats: ClassVar[tuple[str, ...]] = (".nc", ".zarr")
+
+    def forecast_file(
+        self,
+        model: Any,
+        source: Path,
+        output: Path,
+        *,
+        leads: int,
+        members: int,
+        seed: int,
+        steps: int | None,
+        guidance: float | None,
+        cond: Mapping[str, Any],
+        batch_size: int,
+        progress: Callable[[int, int], None],
+    ) -> Path:
+        """For `scildm forecast`: continue the last states of a file."""
+        from sciLDM.domains.climate.forecast import ForecastSettings, forecast
+        from sciLDM.domains.climate.write import write_forecast
+
+        settings = ForecastSettings(
+            sampler_steps=steps, batch_size=batch_size, guidance=guidance, cond=dict(cond)
+        )
+        with open_dataset(source) as initial:
+            if output.suffix != ".zarr":
+                made = forecast(model, initial, steps=leads, members=members, seed=seed, settings=settings)
+                return write_dataset(made, output)
+            return write_forecast(
+                model,
+                initial,
+                output,
+                steps=leads,
+                members=members,
+                seed=seed,
+                settings=settings,
+                members_at_once=batch_size,
+                progress=progress,
+            )
 
     def read_samples(self, path: Path) -> xr.Dataset:
         """Samples written earlier."""

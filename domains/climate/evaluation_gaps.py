@@ -34,7 +34,7 @@ class GapSettings:
     Attributes:
         members: Samples of every method.
         windows: Test windows, spread evenly over the period; None for all that do not overlap.
-        validation: Validation windows.
+        validation: Most validation windows; what tunes radii and factors.
         noise: Standard deviation of the observation errors, as a share of the variables' own; see `noise_std`.
         noise_std: The same in the data's units.
         steps: Steps of the sampler; the model's default when None.
@@ -45,7 +45,7 @@ class GapSettings:
 
     members: int = 32
     windows: int | None = 48
-    validation: int = 16
+    validation: int = 48
     noise: float = 0.1
     noise_std: float | None = None
     steps: int | None = None

@@ -1,6 +1,7 @@
 """The model inside a study: its posteriors and fields as arrays."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sciLDM.domains.climate.codec import ClimateCodec
 from sciLDM.domains.climate.evaluation_data import Model, StudyData
 from sciLDM.domains.climate.outputs import NUMBER
 from sciLDM.operators.masking import Mask
+from sciLDM.rng import NoiseSource
 
 __all__ = ["field_values", "reconstruct_windows"]
 
@@ -53,6 +55,7 @@ def reconstruct_windows(
     steps: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    solver: Any = None,
 ) -> Predictions:
     """Posterior of each window, uncalibrated, in the data's units.
 
@@ -66,31 +69,42 @@ def reconstruct_windows(
         steps: Of the sampler.
         seed: Of the samples.
         batch_size: Samples at once.
+        solver: How observations steer the model; its own choice when None.
     """
     codec = study.codec
     cases, states, _ = observed.shape
     field = np.full((cases, states, *study.exists.shape), np.nan, dtype=np.float32)
     field[..., study.exists] = observed
     field = field.swapaxes(1, 2) if codec.frames > 1 else field[:, 0]
-    seen = np.isfinite(field).any(axis=0)
-    values = torch.from_numpy(field.reshape(cases, -1)[:, seen.ravel()])
-    start = Times(times.seconds[:, 0], times.calendar, times.dtype)
     before = codec.members, getattr(model, "calibration", None)
     codec.members = True
     _calibrate(model, None)
+    found: list[Predictions] = []
     try:
-        made = model.reconstruct(
-            values, Mask(torch.from_numpy(seen)), noise_std=noise_std, cond={"time": start.text()}, samples=members,
-            steps=steps, seed=seed, batch_size=batch_size,
-        )  # fmt: skip
+        for case in range(cases):
+            # One by one: an operator for all would see every place that is observed in any of them.
+            start = Times(times.seconds[case : case + 1, 0], times.calendar, times.dtype)
+            seen = torch.from_numpy(np.isfinite(field[case]))
+            made = model.reconstruct(
+                torch.from_numpy(field[case])[seen][None], Mask(seen), noise_std=noise_std, cond={"time": start.text()},
+                samples=members, steps=steps, seed=NoiseSource(seed).fork(f"case {case}").seed, solver=solver,
+                batch_size=batch_size,
+            )  # fmt: skip
+            found.append(_predictions(study, made, states))
     finally:
         codec.members = before[0]
         _calibrate(model, before[1])
+    return Predictions(*(np.concatenate([getattr(p, f.name) for p in found]) for f in fields(Predictions)))
+
+
+def _predictions(study: StudyData, made: xr.Dataset, states: int) -> Predictions:
+    """Of one window."""
+    codec = study.codec
     time = codec.template.axes.time or "time"
 
     def rows(suffix: str, lead: tuple[str, ...]) -> np.ndarray:
         found = study.row(field_values(codec, made, lead, suffix=suffix))
-        return found.reshape(*found.shape[: len(lead) - 1], cases, states, found.shape[-1])
+        return found.reshape(*found.shape[: len(lead) - 1], 1, states, found.shape[-1])
 
     drawn = np.moveaxis(rows("_members", (NUMBER, time)), 0, 1)
     return Predictions(drawn, rows("", (time,)), rows("_std", (time,)))

@@ -27,7 +27,6 @@ from sciLDM.domains.climate.requests import DatedRequest
 from sciLDM.domains.climate.states import oriented
 from sciLDM.domains.climate.units import apply, convert
 from sciLDM.errors import ConfigError, DataError
-from sciLDM.posterior.error_model import ErrorCovariance
 from sciLDM.posterior.latent_map import LatentMap
 from sciLDM.rng import NoiseSource
 
@@ -195,7 +194,7 @@ class Rollout:
             decoded = data.decoded(model.stats.normalise(latents[part].to(device)))
             x = data.units(decoded)
             if error is not None:
-                spread = ErrorCovariance(error.variance(decoded).sqrt() * data.slope(decoded), error.reach)
+                spread = error.covariance(error.variance(decoded).sqrt() * data.slope(decoded), smooth=True)
                 x = x + spread.draw(noise.normal(ids[part], tuple(x.shape[1:]), device=x.device))
             found.append(x.cpu())
         return torch.cat(found)

@@ -61,6 +61,7 @@ class Source:
         first: The first data set: coordinates, attributes and encodings are taken from it.
         notes: What the user must see.
         opened: Data sets whose files are ours to close.
+        paths: Where they were opened; none for data sets the user gave.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Source:
     first: xr.Dataset
     notes: list[str] = field(default_factory=list)
     opened: tuple[xr.Dataset, ...] = ()
+    paths: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Close the files that were opened for it; data sets the user gave stay open."""
@@ -92,14 +94,16 @@ def open_source(
         DataError: Nothing readable, unknown variables, missing dimensions, or files that do not belong together.
     """
     datasets, name = _datasets(data)
-    opened = () if isinstance(data, xr.Dataset | xr.DataArray) else tuple(ds for _, ds in datasets)
+    given = isinstance(data, xr.Dataset | xr.DataArray)
+    opened = () if given else tuple(ds for _, ds in datasets)
+    paths = () if given else tuple(path for path, _ in datasets)
     try:
         source = _read(datasets, name, variables, [*([mask] if mask else []), *forcing])
     except Exception:
         for dataset in opened:
             dataset.close()
         raise
-    return replace(source, opened=opened)
+    return replace(source, opened=opened, paths=paths)
 
 
 def _read(
@@ -148,12 +152,20 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     """
     text = str(path)
     is_zarr = text.rstrip("/").endswith(".zarr") or (Path(text).is_dir() and _is_zarr(Path(text)))
-    options: dict[str, Any] = {"engine": "zarr", "chunks": {}} if is_zarr or text.startswith(_REMOTE) else {}
+    # Without dask: chunks are read by our own threads, whole and in order.
+    options: dict[str, Any] = {"engine": "zarr"} if is_zarr or text.startswith(_REMOTE) else {}
     try:
         with warnings.catch_warnings():
             # A fill value that does not fit its variable is dropped; consolidated metadata is a matter of speed.
             warnings.simplefilter("ignore")
-            return xr.open_dataset(text, **options)
+            dataset = xr.open_dataset(text, **options)
+            if (
+                options
+            ):  # a store that is not consolidated lists its variables in any order, another one each time
+                close = dataset.close
+                dataset = dataset[sorted(map(str, dataset.data_vars))]
+                dataset.set_close(close)
+            return dataset
     except Exception as error:  # each engine has its own errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = ""

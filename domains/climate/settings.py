@@ -1,11 +1,12 @@
 """What a user sets about climate data. Plain frozen dataclasses: their attribute docstrings become `--help`."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sciLDM.errors import ConfigError
 
-__all__ = ["ConditionSettings", "MaskSettings", "SplitSettings"]
+__all__ = ["ConditionSettings", "LoadingSettings", "MaskSettings", "SplitSettings"]
 
 Period = tuple[str, str]
 
@@ -47,6 +48,48 @@ class MaskSettings:
     """Cells where that variable is above this exist."""
     invert: bool = False
     """Cells where it is not above exist."""
+
+
+@dataclass(frozen=True)
+class LoadingSettings:
+    """How training reads the data: a property of the machine, not of the experiment, so it is no option of a
+    configuration. `SCILDM_MEMORY_GIB` and `SCILDM_READERS` in the environment set it."""
+
+    memory_gib: float = 2.0
+    """Data of up to this size (as float32) are read once and kept. Of larger ones whole chunks along time are read,
+    shuffled in a window, and this much of them is kept."""
+    threads: int = 2
+    """Threads that read and decode larger data ahead of the training; they change no number."""
+
+    def __post_init__(self) -> None:
+        if not self.memory_gib >= 0:
+            raise ConfigError(f"SCILDM_MEMORY_GIB must be 0 or more, got {self.memory_gib}")
+        if self.threads < 1:
+            raise ConfigError(f"SCILDM_READERS must be at least 1, got {self.threads}")
+
+    @staticmethod
+    def of_this_machine() -> "LoadingSettings":
+        """From the environment.
+
+        Raises:
+            ConfigError: Something that is no number, or out of range.
+        """
+        found = {}
+        for name, kind, field_name in (
+            ("SCILDM_MEMORY_GIB", float, "memory_gib"),
+            ("SCILDM_READERS", int, "threads"),
+        ):
+            if text := os.environ.get(name):
+                try:
+                    found[field_name] = kind(text)
+                except ValueError as error:
+                    raise ConfigError(f"{name}: expected a number, got {text!r}") from error
+        return LoadingSettings(**found)
+
+    @property
+    def budget(self) -> int:
+        """In bytes."""
+        return int(self.memory_gib * 2**30)
 
 
 @dataclass(frozen=True)

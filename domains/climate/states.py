@@ -1,29 +1,43 @@
-"""States in memory: every date of every run on the internal grid, with what was wrong with the data.
+"""States: every date of every run on the internal grid, with what was wrong with the data.
 
-The RAM path: one float32 array `[state, channel, H, W]`, filled in chunks straight from the files, so that memory is
-that of the array. Channels are variables times their further dimensions (levels).
+In memory they are one float32 array `[state, channel, H, W]`, filled in chunks straight from the files, so that memory
+is that of the array; larger ones stay in their files (`streaming`). Channels are variables times their further
+dimensions (levels).
 """
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import xarray as xr
 
 from sciLDM.domains.climate.axes import Axes
+from sciLDM.domains.climate.blocks import chunk_length, read_states
 from sciLDM.domains.climate.calendar import Step, Times
 from sciLDM.domains.climate.grid import Grid
 from sciLDM.domains.climate.read import Part, Series, Source
 from sciLDM.domains.climate.settings import MaskSettings
 from sciLDM.errors import DataError
 
-__all__ = ["Channel", "States", "channels_of", "load_states", "read_part"]
+__all__ = [
+    "Channel",
+    "Dates",
+    "States",
+    "channels_of",
+    "dates_of",
+    "distinct",
+    "existing",
+    "load_states",
+    "mask_cells",
+    "oriented",
+    "read_part",
+    "states_of",
+    "usable",
+]
 
 _CHUNK_BYTES = 2**26
-_SENTINEL = 1e19
-"""Larger magnitudes are fill values that nobody declared (NetCDF's default is 9.97e36, CMIP's 1e20)."""
 _SHARE = 0.6
 _CHANNELS = 512
 
@@ -48,7 +62,7 @@ class States:
     """All states.
 
     Attributes:
-        values: `[state, channel, H, W]` in the variables' units, NaN where missing.
+        values: `[state, channel, H, W]` in the variables' units, NaN where missing; or left in their files.
         times: Of each state.
         run: Number of the run of each state.
         runs: Names of the runs.
@@ -61,7 +75,7 @@ class States:
         notes: What was left out.
     """
 
-    values: np.ndarray
+    values: Any
     times: Times
     run: np.ndarray
     runs: tuple[str, ...]
@@ -113,51 +127,94 @@ def load_states(
     notes = list(source.notes)
     channels = channels_of(source)
     grid = Grid.of(source.first, source.axes[source.variables[0]])
-    count = sum(len(part.times) for series in source.series for part in series.parts)
+    dates = dates_of(source, grid, forcing)
+    count = len(dates.run)
     _check_memory(count, len(channels), grid.shape)
     values = np.empty((count, len(channels), *grid.shape), dtype=np.float32)
-    seconds, run, extra = (
-        np.empty(count),
-        np.empty(count, dtype=np.int64),
-        {n: np.empty(count) for n in forcing},
-    )
     filled = 0
-    for number, series in enumerate(source.series):
+    for series in source.series:
         for part in series.parts:
-            _same_grid(part, source, grid, series)
-            here = slice(filled, filled + len(part.times))
             for done, block in read_part(part, source, grid):
                 values[filled + done : filled + done + len(block)] = block
                 progress(filled + done + len(block), count)
-            for name in forcing:
-                extra[name][here] = _forcing(part, name, source)
-            seconds[here], run[here] = part.times.seconds, number
             filled += len(part.times)
-    model = source.series[0].parts[0].times
-    keep = _usable(values, run, Times(seconds, model.calendar, model.dtype), channels, notes)
+    finite = np.concatenate([np.isfinite(values[i : i + 256]).any(axis=(2, 3)) for i in range(0, count, 256)])
+    keep = usable(finite, dates, channels, notes)
     if not (len(keep) == count and bool((keep == np.arange(count)).all())):
-        values, seconds, run = values[keep], seconds[keep], run[keep]
-        extra = {name: v[keep] for name, v in extra.items()}
-    times = Times(seconds, model.calendar, model.dtype)
-    exists = _existing(values, source, grid, mask, channels, notes)
-    step, follows = _steps(times, run, notes)
+        values = values[keep]
+    counts = np.zeros(values.shape[1:], dtype=np.int64)
+    for i in range(0, len(values), 256):
+        counts += np.isfinite(values[i : i + 256]).sum(axis=0)
+    chosen = None if mask.variable is None else mask_cells(source, grid, mask)
+    exists = existing(counts, len(values), chosen, channels, notes, mask)
+    if chosen is not None:
+        values[:, ~exists] = np.nan
+    return states_of(values, dates.take(keep), source, channels, grid, exists, notes)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dates:
+    """What is known of all states without reading their values.
+
+    Attributes:
+        times: Of each state.
+        run: Number of the run of each.
+        forcing: Values of each forcing.
+    """
+
+    times: Times
+    run: np.ndarray
+    forcing: dict[str, np.ndarray]
+
+    def take(self, rows: np.ndarray) -> "Dates":
+        """Of some states."""
+        return Dates(self.times.take(rows), self.run[rows], {n: v[rows] for n, v in self.forcing.items()})
+
+
+def dates_of(source: Source, grid: Grid, forcing: tuple[str, ...]) -> Dates:
+    """Dates, runs and forcings, in the order of the files.
+
+    Raises:
+        DataError: Parts on different grids.
+    """
+    seconds, run, extra = [], [], {name: [] for name in forcing}
+    for number, series in enumerate(source.series):
+        for part in series.parts:
+            _same_grid(part, source, grid, series)
+            for name in forcing:
+                extra[name].append(_forcing(part, name, source))
+            seconds.append(part.times.seconds)
+            run.append(np.full(len(part.times), number))
+    model = source.series[0].parts[0].times
+    times = Times(np.concatenate(seconds), model.calendar, model.dtype)
+    return Dates(times, np.concatenate(run), {n: np.concatenate(v) for n, v in extra.items()})
+
+
+def states_of(
+    values: Any,
+    dates: Dates,
+    source: Source,
+    channels: tuple[Channel, ...],
+    grid: Grid,
+    exists: np.ndarray,
+    notes: list[str],
+) -> States:
+    """States with their steps and runs."""
+    step, follows = _steps(dates.times, dates.run, notes)
     runs = tuple(series.run for series in source.series)
-    return States(values, times, run, runs, channels, grid, exists, step, follows, extra, notes)
+    return States(
+        values, dates.times, dates.run, runs, channels, grid, exists, step, follows, dates.forcing, notes
+    )
 
 
 def read_part(part: Part, source: Source, grid: Grid) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks `[state, channel, H, W]` of a part, each with the number of its first state."""
     per_state = 4 * int(np.prod(grid.native_shape)) * len(channels_of(source))
-    size = max(1, _CHUNK_BYTES // per_state)
+    chunk = chunk_length(part, source)
+    size = chunk * max(1, _CHUNK_BYTES // (chunk * per_state))  # whole chunks: none is decoded twice
     for start in range(0, len(part.times), size):
-        blocks = []
-        for name in source.variables:
-            axes = source.axes[name]
-            block = oriented(part.dataset[name].isel({axes.time: slice(start, start + size)}), axes)
-            raw = np.asarray(block.values, dtype=np.float32)
-            raw = raw.reshape(len(raw), -1, *raw.shape[-2:])
-            blocks.append(_masked(grid.canonical(raw)))
-        yield start, np.concatenate(blocks, axis=1)
+        yield start, read_states(part, source, grid, slice(start, start + size))
 
 
 def oriented(array: xr.DataArray, axes: Axes) -> xr.DataArray:
@@ -166,30 +223,30 @@ def oriented(array: xr.DataArray, axes: Axes) -> xr.DataArray:
     return array.transpose(*order)
 
 
-def _masked(values: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(values) < _SENTINEL, values, np.nan)
+def usable(finite: np.ndarray, dates: Dates, channels: tuple[Channel, ...], notes: list[str]) -> np.ndarray:
+    """States to keep, in order of run and time: no duplicates, none that is missing altogether.
 
+    Args:
+        finite: Whether a channel of a state has any value, `[state, channel]`.
+        dates: Of all states.
+        channels: For messages.
+        notes: Told what is left out.
 
-def _usable(
-    values: np.ndarray, run: np.ndarray, times: Times, channels: tuple[Channel, ...], notes: list[str]
-) -> np.ndarray:
-    """States to keep, in order of run and time: no duplicates, none that is missing altogether."""
-    seconds = times.seconds
-    for c, channel in enumerate(channels):
-        if not any(np.isfinite(values[i : i + 256, c]).any() for i in range(0, len(values), 256)):
-            raise DataError(
-                f"variable {channel.label!r} has no finite value at any time: all are NaN; leave it out of "
-                "`variables`, or check its fill value"
-            )
-    empty = np.array([not np.isfinite(v).any() for v in values])
+    Raises:
+        DataError: A channel without any value, or hardly any states.
+    """
+    for c in np.flatnonzero(~finite.any(axis=0)):
+        raise DataError(
+            f"variable {channels[c].label!r} has no finite value at any time: all are NaN; leave it out of "
+            "`variables`, or check its fill value"
+        )
+    times, empty = dates.times, ~finite.any(axis=1)
     if empty.any():
-        notes.append(f"{int(empty.sum())} of {len(values)} times are missing altogether and left out "
+        notes.append(f"{int(empty.sum())} of {len(empty)} times are missing altogether and left out "
                      f"({_some(times, empty)})")  # fmt: skip
-    order = np.lexsort((np.arange(len(seconds)), seconds, run))
+    order, first = distinct(dates)
     if (order != np.arange(len(order))).any():
         notes.append("times were not in order; they are sorted")
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (np.diff(seconds[order]) != 0) | (np.diff(run[order]) != 0)
     if not first.all():
         twice = np.zeros(len(order), dtype=bool)
         twice[order[~first]] = True
@@ -202,39 +259,52 @@ def _usable(
     return keep
 
 
+def distinct(dates: Dates) -> tuple[np.ndarray, np.ndarray]:
+    """All states in order of run and time, and which of them are not there twice."""
+    seconds, run = dates.times.seconds, dates.run
+    order = np.lexsort((np.arange(len(seconds)), seconds, run))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (np.diff(seconds[order]) != 0) | (np.diff(run[order]) != 0)
+    return order, first
+
+
 def _some(times: Times, which: np.ndarray) -> str:
     texts = times.take(np.flatnonzero(which)[:3]).text()
     return ", ".join(texts) + (", ..." if which.sum() > 3 else "")
 
 
-def _existing(
-    values: np.ndarray,
-    source: Source,
-    grid: Grid,
-    mask: MaskSettings,
+def existing(
+    counts: np.ndarray,
+    states: int,
+    chosen: np.ndarray | None,
     channels: tuple[Channel, ...],
     notes: list[str],
+    mask: MaskSettings,
 ) -> np.ndarray:
-    """Cells that ever have a value, and what the mask variable says; counts of what is missing otherwise."""
-    counts = np.zeros(values.shape[1:], dtype=np.int64)
-    for i in range(0, len(values), 256):
-        counts += np.isfinite(values[i : i + 256]).sum(axis=0)
+    """Cells that ever have a value, and that the mask variable chooses; notes on what is missing.
+
+    Args:
+        counts: Values of each cell, `[channel, H, W]`.
+        states: Number of states.
+        chosen: Cells that the mask variable chooses, `[H, W]`; None for all.
+        channels: For messages.
+        notes: Told how many values are missing.
+        mask: For messages.
+    """
     exists = counts > 0
-    if mask.variable is not None:
-        chosen = _mask_variable(source, grid, mask)
+    if chosen is not None:
         exists &= chosen
         if not exists.any():
             raise DataError(f"mask.variable {mask.variable!r} leaves no cell; see `above` and `invert`")
-        values[:, ~exists] = np.nan
     cells = exists.shape[1] * exists.shape[2]
     for c, channel in enumerate(channels):
         if (absent := int((~exists[c]).sum())) > 0:
             notes.append(
                 f"{channel.label}: {absent} of {cells} cells never have a value (land, or outside the domain)"
             )
-        gaps = int((len(values) - counts[c])[exists[c]].sum())
+        gaps = int((states - counts[c])[exists[c]].sum())
         if gaps:
-            share = gaps / (len(values) * max(int(exists[c].sum()), 1))
+            share = gaps / (states * max(int(exists[c].sum()), 1))
             told = (
                 f"{gaps:,} further values ({share:.2%}) are missing; they count neither as data nor as zero"
             )
@@ -242,7 +312,8 @@ def _existing(
     return exists
 
 
-def _mask_variable(source: Source, grid: Grid, mask: MaskSettings) -> np.ndarray:
+def mask_cells(source: Source, grid: Grid, mask: MaskSettings) -> np.ndarray:
+    """Cells that the mask variable chooses, `[H, W]`."""
     axes = source.axes[source.variables[0]]
     array = source.series[0].parts[0].dataset[mask.variable]
     array = array.isel({d: 0 for d in array.dims if d not in (axes.y, axes.x)})

@@ -282,6 +282,20 @@ class Normaliser:
         out = (u - self._mean(phase, x)) / self._spread.to(x)[:, None]
         return out[:, :, 0] if single else out
 
+    def normalise_(self, x: Float[Tensor, "state channel H W"], phase: Float[Tensor, "state"]) -> None:
+        """As `from_units`, in place and in few passes over memory; for streams of data."""
+        basis = harmonics(phase, (self.terms - 1) // 2)
+        for c, link in enumerate(self.links):
+            own = x[:, c]
+            if not isinstance(link, Identity):
+                own.copy_(link.forward(own))
+            flat = own.view(len(x), -1)
+            mean, spread = self._climatology[c].flatten(1), self._spread[c]
+            if spread.numel() == 1:  # one pass over memory
+                flat.addmm_(basis, mean / spread.view(()), beta=1.0 / float(spread), alpha=-1.0)
+            else:
+                flat.addmm_(basis, mean, alpha=-1.0).div_(spread.reshape(-1))
+
     def _mean(self, phase: Tensor, like: Tensor) -> Tensor:
         """Climatology `[batch, channel, state, H, W]`."""
         basis = harmonics(phase.to(like), (self.terms - 1) // 2)

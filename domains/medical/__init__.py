@@ -4,6 +4,10 @@ from sciLDM.domains.medical import damaged, keep_slices, thick_slices
 
 result = model.reconstruct(thick_slices("sub-01_T2w.nii.gz", spacing=1.0), noise_std=5.0)
 result.save("derivatives/sciLDM")
+
+What examines a model has modules of its own: `study.reconstruction_study` (beside classical methods and a supervised
+network), `autoencoder_report.autoencoder_report`, `audit.audit`, `watermark.mark_volume`. Saved as `study/`,
+`autoencoder.json` and `audit.json` in a run folder, they are part of `scildm report`.
 """
 
 from sciLDM.domains.medical.codec import MedicalCodec

@@ -176,10 +176,11 @@ class MedicalCorpus(Corpus):
         table = self.found.table.assign(split=[split[k] for k in range(len(self.found.table))])
         table.to_csv(folder / "cases.csv", index=False)
         self.found.rejected.to_csv(folder / "rejected.csv", index=False)
-        small = {
-            name: np.stack([self._small(s) for s in _spread(self._samples[name], _KEPT)])
-            for name in ("train", "test")
-        }
+        small = {}
+        for name in ("train", "test"):
+            # Whoever looks for copies mirrors on his own; a volume's mirror image beside it would pass for one.
+            own = [s for s in self._samples[name] if not s.mirrored]
+            small[name] = np.stack([self._small(s) for s in _spread(own, _KEPT)])
         np.savez(folder / "volumes.npz", coarse=np.array(_COARSE), **small)
 
     def names(self, split: str) -> list[str]:

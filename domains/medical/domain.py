@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, final, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, final, get_args
 
 from sciLDM.autoencoders.grid import GridSettings
 from sciLDM.domain import Codec, Corpus, Domain, Evaluation, Progress
@@ -12,6 +12,10 @@ from sciLDM.domains.medical.intensity import IntensitySettings, Modality
 from sciLDM.domains.medical.samples import VolumeSamples, read_samples
 from sciLDM.domains.medical.sources import find_entries
 from sciLDM.errors import ConfigError
+from sciLDM.evaluate.hooks import Material, Section
+
+if TYPE_CHECKING:
+    from sciLDM.domains.medical.watermark_marks import FileVerification
 
 __all__ = ["Medical"]
 
@@ -85,3 +89,25 @@ class Medical(Domain):
     def read_samples(self, path: Path) -> VolumeSamples:
         """Samples written earlier by `VolumeSamples.write`."""
         return read_samples(path)
+
+    def report_sections(self, material: Material) -> Sequence[Section]:
+        """Samples, reconstructions beside all baselines, the autoencoder, groups of patients: what the run holds."""
+        from sciLDM.domains.medical.report import sections
+
+        return sections(material)
+
+    @staticmethod
+    def audit_cases(
+        cases: str, groups: str | None, by: Sequence[str], output: str | None = None
+    ) -> Mapping[str, Any]:
+        """For `scildm audit`; see `audit.audit_files`."""
+        from sciLDM.domains.medical.audit import audit_files
+
+        return audit_files(cases, groups, by, output)
+
+    @staticmethod
+    def verify_file(path: str, key: str | None = None) -> "FileVerification":
+        """For `scildm verify`; see `watermark_marks.verify_file`."""
+        from sciLDM.domains.medical.watermark_marks import verify_file
+
+        return verify_file(path, key)

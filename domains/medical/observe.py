@@ -144,7 +144,8 @@ def deliver_task(
             "IntensityScale": [scale.low, scale.high],
             "OutsideIntensityScale": native.outside[k],
             "Notes": list(native.notes[k]),
-            "Sampling": {name: _plain(v) for name, v in posterior.details.items()},
+            "Sampling": {name: _plain(v) for name, v in posterior.details.items() if name != "model"},
+            "model": str(posterior.details.get("model", "")),
         }
         results.append(
             Reconstruction(

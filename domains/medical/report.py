@@ -117,14 +117,20 @@ def _gallery(path: Path) -> Section | None:
     samples = read_samples(path)
     if not len(samples):
         return None
-    shape = samples.volumes[0].shape
-    same = [v for v in samples.volumes if v.shape == shape][:_SHOWN]
-    shown = {v.name.removesuffix(".nii.gz"): v.data for v in same}
-    text = paragraph("The first samples of one size, as they came: nothing was picked.", kind="soft")
+    first = samples.volumes[:_SHOWN]
+    largest = np.max([v.shape for v in first], axis=0)
+    shown = {v.name.removesuffix(".nii.gz"): _padded(v.data, largest) for v in first}
+    text = paragraph("The first samples, as they came: nothing was picked.", kind="soft")
     picture = orthogonal_slices(
-        shown, f"Orthogonal slices of {len(shown)} samples", spacing=same[0].spacing, window=samples.scale
+        shown, f"Orthogonal slices of {len(shown)} samples", spacing=first[0].spacing, window=samples.scale
     )
     return Section("Samples", text + picture, "opening")
+
+
+def _padded(data: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """In the middle of a larger box, blank around it."""
+    room = [((n - m) // 2, n - m - (n - m) // 2) for n, m in zip(shape.tolist(), data.shape, strict=True)]
+    return np.pad(data.astype(np.float32), room, constant_values=np.nan)
 
 
 def _autoencoder(content: Mapping[str, Any]) -> Section:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sciLDM import __version__
 from sciLDM.domains.medical.bids import derivative_path, write_description, write_json
+from sciLDM.domains.medical.intensity import Modality, units_of
 from sciLDM.domains.medical.nifti import to_image, write_nifti
 from sciLDM.domains.medical.volume import Volume
 
@@ -39,7 +40,7 @@ class Reconstruction:
         chi2: Misfit of the observation; about 1 when it is met to within its noise.
         calibrated: Whether the spread was calibrated for this kind of observation.
         modality: `ct`, `mr` or `other`.
-        details: Operator, noise, scale, solver: what the side-car says.
+        details: Operator, noise, scale, solver: what the side-car says; `model` is the hash of the weights.
     """
 
     volume: Volume
@@ -47,7 +48,7 @@ class Reconstruction:
     draws: np.ndarray
     chi2: float
     calibrated: bool
-    modality: str
+    modality: Modality
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -125,14 +126,16 @@ class Reconstruction:
     def sidecar(self, what: str, source: str | None = None) -> dict[str, Any]:
         """What the JSON beside an image says."""
         described = _WHAT.get(what, "A sample of the posterior: as likely as any other")
+        model = self.details.get("model")
         return {
             "Description": described,
             "SyntheticData": True,
             "Sources": [source or self.volume.name],
-            "Units": "1" if what == "nullspace" else {"ct": "HU"}.get(self.modality, "arbitrary"),
+            "Units": "1" if what == "nullspace" else units_of(self.modality),
             "ChiSquare": self.chi2,
             "Calibrated": self.calibrated,
             "GeneratedBy": [{"Name": "sciLDM", "Version": __version__}],
+            **({"Model": model} if model else {}),
             **{k: v for k, v in self.details.items() if k != "model"},
         }
 

@@ -1,7 +1,7 @@
 """Generated volumes: images with a table of what they are."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -75,11 +75,25 @@ class VolumeSamples:
         mark = {"GeneratedBy": f"sciLDM {__version__}"}
         return to_image(self.volumes[k], dtype="float32", mark=mark)
 
+    def marked(self, key: str) -> "VolumeSamples":
+        """With the faint watermark of a secret key in every volume, for `scildm verify FILE --key KEY`."""
+        from sciLDM.domains.medical.watermark import mark_volume
+
+        return replace(self, volumes=[mark_volume(v, key).volume for v in self.volumes])
+
     def write(self, path: str | Path) -> Path:
-        """Write `samples.csv` and the volumes in a folder of the same name beside it, or one volume as `.nii.gz`.
+        """Write volumes with their table, or one volume alone.
+
+        Args:
+            path: `NAME.csv` for the table, with the volumes in the folder `NAME` beside it (no ending means the same),
+                or `NAME.nii.gz` for a single volume.
+
+        Returns:
+            The table, or the one volume.
 
         Raises:
-            DataError: Several volumes for one `.nii.gz`.
+            DataError: Several volumes for one `.nii.gz`; another ending; a folder `NAME` that holds other files, or a
+                file of that name.
         """
         path = Path(path)
         mark = {"GeneratedBy": f"sciLDM {__version__}"}
@@ -89,7 +103,9 @@ class VolumeSamples:
                     f"{path}: {len(self)} volumes do not fit in one file; give a name that ends in .csv"
                 )
             return write_nifti(self.volumes[0], path, dtype="float32", mark=mark)
-        folder = path.with_suffix("")
+        if path.suffix not in (".csv", ""):
+            raise DataError(f"{path}: expected a name that ends in .csv, or in .nii.gz for a single volume")
+        folder = _folder_for(path)
         table = self.table.copy()
         table["file"] = [f"{folder.name}/{v.name}" for v in self.volumes]
         for volume in self.volumes:
@@ -100,6 +116,23 @@ class VolumeSamples:
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path.with_suffix(".csv"), index=False)
         return path.with_suffix(".csv")
+
+
+def _folder_for(path: Path) -> Path:
+    """The folder of volumes beside a table; nothing foreign is mixed with them."""
+    folder = path.with_suffix("")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(
+            f"{path}: its volumes go into the folder {folder}, which is a file; choose another name"
+        )
+    known = ("sample-", "scale.json")
+    other = [f.name for f in folder.iterdir() if not f.name.startswith(known)] if folder.is_dir() else []
+    if other:
+        raise DataError(
+            f"{path}: its volumes go into the folder {folder}, which holds other files ({sorted(other)[0]}, ...); "
+            "choose another name"
+        )
+    return folder
 
 
 def read_samples(path: Path) -> VolumeSamples:

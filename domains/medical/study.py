@@ -7,6 +7,7 @@ training volumes train the supervised network. All methods get the same noisy va
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
@@ -27,8 +28,9 @@ from sciLDM.domains.medical.study_scores import (
     posterior_of,
     scored_truth,
 )
+from sciLDM.domains.medical.study_store import Store, identity
 from sciLDM.domains.medical.study_tasks import Case, Observed, StudyTask, task_named
-from sciLDM.domains.medical.supervised import SupervisedSettings, train_supervised
+from sciLDM.domains.medical.supervised import Supervised, SupervisedSettings, train_supervised
 from sciLDM.domains.medical.volume import Volume, from_array
 from sciLDM.errors import ConfigError, DataError
 from sciLDM.guidance.posterior.solver import PosteriorSolver
@@ -84,6 +86,7 @@ def reconstruction_study(
     tasks: Sequence[str | StudyTask] = ("slices", "thick", "hole"),
     *,
     settings: StudySettings | None = None,
+    keep: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Study:
     """Rebuild held-out volumes and score everybody.
@@ -94,17 +97,22 @@ def reconstruction_study(
             What is larger than the model's grid is cut to it, around its middle.
         tasks: `slices`, `thick`, `hole`, `views8`, ..., or tasks of your own.
         settings: Size of the study.
+        keep: Folder where every reconstruction is kept as soon as it is made: a study that was stopped goes on where it
+            was, and a new model or setting costs no more than what depends on it.
         progress: Told how far it is.
 
     Raises:
         DataError: A split without volumes.
-        ConfigError: An unknown task.
+        ConfigError: An unknown task; `keep` for a model that was not loaded from a folder.
     """
     settings = settings or StudySettings()
     chosen = [task_named(t) for t in tasks]
     if not isinstance(model.codec, MedicalCodec):
         raise ConfigError(f"study: expected a medical model, its codec is {type(model.codec).__name__}")
-    run = _Run(model, model.codec, settings, progress or (lambda *_: None))
+    if keep is not None and not weights_of(model):
+        raise ConfigError("study: `keep` needs a model with a hash of its weights: save it and load it again")
+    store = Store(None if keep is None else Path(keep))
+    run = _Run(model, model.codec, settings, store, progress or (lambda *_: None))
     splits = run.splits(volumes)
     for task in chosen:
         run.task(task, splits)
@@ -116,9 +124,15 @@ class _Run:
     """One call of `reconstruction_study`."""
 
     def __init__(
-        self, model: Reconstructs, codec: MedicalCodec, settings: StudySettings, progress: Progress
+        self,
+        model: Reconstructs,
+        codec: MedicalCodec,
+        settings: StudySettings,
+        store: Store,
+        progress: Progress,
     ) -> None:
-        self.model, self.codec, self.settings, self.progress = model, codec, settings, progress
+        self.model, self.codec, self.settings = model, codec, settings
+        self.store, self.progress = store, progress
         self.records: list[dict[str, Any]] = []
         self.examples: dict[str, dict[str, np.ndarray]] = {}
         self.notes: dict[str, dict[str, Any]] = {}
@@ -148,36 +162,56 @@ class _Run:
             [task.observe(case, settings.noise, settings.seed) for case in splits[split]]
             for split in ("validation", "test")
         )
-        few = tuning[: settings.tuning]
-        weight = tune_volumes(
-            [o.observation for o in few],
-            [o.case.volume.data for o in few],
-            [o.case.range for o in few],
-            iterations=settings.tv_iterations,
-        )
-        note: dict[str, Any] = {"compared": task.compared, "tv_weight": weight.weight}
-        methods: dict[str, Callable[[Observed], np.ndarray]] = {
-            name: lambda o, name=name: task.classical(o)[name]() for name in task.classical(test[0])
-        }
-        methods["TV"] = lambda o: tv_volume(
-            o.observation, weight.weight, o.case.range, iterations=settings.tv_iterations
-        )
-        if settings.supervised is not None:
-            net = train_supervised(
-                task,
-                splits["train"],
-                noise=settings.noise,
-                modality=self.codec.modality,
-                intensity=self.codec.intensity,
-                settings=settings.supervised,
-                seed=settings.seed,
-            )
-            methods["supervised U-Net"] = net.reconstruct
-            note |= {"supervised_seconds": net.seconds, "supervised_steps": net.steps}
-        for name, method in methods.items():
-            self._classical(task, name, method, test)
+        self.notes[task.name] = self._baselines(task, splits["train"], tuning, test)
         self._ours(task, tuning, test)
-        self.notes[task.name] = note
+
+    def _baselines(
+        self, task: StudyTask, train: Sequence[Case], tuning: list[Observed], test: list[Observed]
+    ) -> dict[str, Any]:
+        """Classical methods and the supervised network; returns what was tuned."""
+        settings, common = self.settings, (task, self.settings.seed)
+        note: dict[str, Any] = {"compared": task.compared}
+        for name in task.classical(test[0]):
+            make = lambda o, name=name: task.classical(o)[name]()  # noqa: E731
+            self._classical(task, name, make, test, common)
+        weight = self._tv_weight(tuning[: settings.tuning])
+        make = lambda o: tv_volume(o.observation, weight, o.case.range, iterations=settings.tv_iterations)  # noqa: E731
+        self._classical(task, "TV", make, test, (*common, weight, settings.tv_iterations))
+        if settings.supervised is not None:
+            net = self._supervised(task, train, settings.supervised)
+            depends = (*common, settings.supervised, net.steps)
+            self._classical(task, "supervised U-Net", net.reconstruct, test, depends)
+            note |= {"supervised_seconds": net.seconds, "supervised_steps": net.steps}
+        return note | {"tv_weight": weight}
+
+    def _tv_weight(self, few: list[Observed]) -> float:
+        iterations = self.settings.tv_iterations
+
+        def tune() -> dict[str, float]:
+            found = tune_volumes(
+                [o.observation for o in few],
+                [o.case.volume.data for o in few],
+                [o.case.range for o in few],
+                iterations=iterations,
+            )
+            return {"weight": found.weight}
+
+        depends = ([identity(o) for o in few], iterations)
+        return float(self.store.content("TV weight", depends, tune)["weight"])
+
+    def _supervised(self, task: StudyTask, cases: Sequence[Case], chosen: SupervisedSettings) -> Supervised:
+        noise, seed = self.settings.noise, self.settings.seed
+        modality, intensity = self.codec.modality, self.codec.intensity
+
+        def train() -> Mapping[str, Any]:
+            net = train_supervised(
+                task, cases, noise=noise, modality=modality, intensity=intensity, settings=chosen, seed=seed
+            )
+            return net.content()
+
+        depends = (task, noise, seed, modality, intensity, chosen, [c.volume.name for c in cases])
+        content = self.store.content("U-Net", depends, train)
+        return Supervised.from_content(content, chosen.widths, task, modality, intensity)
 
     def finish(self, tasks: Sequence[StudyTask], splits: Mapping[str, Sequence[Case]]) -> Study:
         """Factors as a model ships them, one set for each family of operators, and the study itself."""
@@ -212,12 +246,19 @@ class _Run:
         return Study(tuple(self.records), protocol, shipped, self.examples)
 
     def _classical(
-        self, task: StudyTask, name: str, method: Callable[[Observed], np.ndarray], test: list[Observed]
+        self,
+        task: StudyTask,
+        name: str,
+        method: Callable[[Observed], np.ndarray],
+        test: list[Observed],
+        depends: Any,
     ) -> None:
-        for k, observed in enumerate(test):
+        def timed(observed: Observed) -> tuple[np.ndarray, float]:
             began = time.monotonic()
-            image = method(observed)
-            seconds = time.monotonic() - began
+            return method(observed), time.monotonic() - began
+
+        for k, observed in enumerate(test):
+            image, seconds = self.store.image(observed, name, depends, lambda o=observed: timed(o))
             record = self._record(task, name, observed, image, seconds)
             record |= {"chi2": chi_square(observed.observation, image), "crps": record["mae"]}
             self.records.append(record)
@@ -250,17 +291,25 @@ class _Run:
         self, task: StudyTask, observed: Observed, k: int, total: int, what: str
     ) -> tuple[Reconstruction, float]:
         settings, began = self.settings, time.monotonic()
-        result = self.model.reconstruct(
-            observed.scan,
-            noise_std=observed.noise_std,
-            samples=settings.samples,
-            steps=settings.steps,
-            seed=settings.seed + observed.case.number,
-            solver=settings.solver,
-        )
-        assert isinstance(result, Reconstruction)
+        seed = settings.seed + observed.case.number
+
+        def make() -> tuple[Reconstruction, float]:
+            result = self.model.reconstruct(
+                observed.scan,
+                noise_std=observed.noise_std,
+                samples=settings.samples,
+                steps=settings.steps,
+                seed=seed,
+                solver=settings.solver,
+            )
+            assert isinstance(result, Reconstruction)
+            return result, time.monotonic() - began
+
+        own = getattr(self.model, "calibration", None)
+        depends = (weights_of(self.model), settings.samples, settings.steps, seed, settings.solver)
+        found = self.store.reconstruction(observed, (*depends, None if own is None else own.state()), make)
         self.progress(f"{task.name}: {what}", k + 1, total)
-        return result, time.monotonic() - began
+        return found
 
     def _record(
         self, task: StudyTask, method: str, observed: Observed, image: np.ndarray, seconds: float
@@ -307,6 +356,12 @@ def crop(volume: Volume, grid: Triple) -> Volume:
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.array(start)
     return from_array(np.ascontiguousarray(part), affine, name=volume.name)
+
+
+def weights_of(model: object) -> str:
+    """Hash of a loaded model's weights; empty when it has none."""
+    card = getattr(model, "card", {})
+    return str(card.get("files", {}).get("model.safetensors", {}).get("sha256", ""))
 
 
 def _volumes(source: Any, split: str) -> list[Any]:

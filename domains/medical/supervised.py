@@ -8,11 +8,11 @@ is close to the posterior mean, which is why PSNR favours it. Convolutions begin
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import cos, pi
-from typing import final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -45,10 +45,14 @@ class SupervisedSettings:
     """Volumes a step."""
     learning_rate: float = 2e-3
     """At the beginning."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network while it trains."""
     mirror: bool = True
     """Also train on left-right mirrored volumes."""
 
     def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"supervised: precision is fp32 or bf16, got {self.precision!r}")
         if self.minutes <= 0 or self.batch_size < 1 or not self.widths or self.learning_rate <= 0:
             raise ConfigError(
                 "supervised: expected positive minutes, batch_size, learning_rate and at least one width"
@@ -116,6 +120,32 @@ class Supervised:
     seconds: float
     steps: int
 
+    def content(self) -> dict[str, Any]:
+        """Tensors and plain values, for `from_content`."""
+        return {
+            "net": self.net.state_dict(),
+            "grid": list(self.grid),
+            "seconds": self.seconds,
+            "steps": self.steps,
+        }
+
+    @staticmethod
+    def from_content(
+        content: Mapping[str, Any],
+        widths: Sequence[int],
+        task: StudyTask,
+        modality: Modality,
+        intensity: IntensitySettings,
+    ) -> "Supervised":
+        """From what `content` gave."""
+        with torch.random.fork_rng(devices=[]):
+            net = ResidualUNet(widths)
+        net.load_state_dict(content["net"])
+        x, y, z = content["grid"]
+        return Supervised(
+            net.eval(), task, (x, y, z), modality, intensity, content["seconds"], content["steps"]
+        )
+
     @torch.no_grad()
     def reconstruct(self, observed: Observed) -> np.ndarray:
         """The network's answer, in the data's units."""
@@ -173,7 +203,7 @@ def train_supervised(
             # The case's number decides noise and place: every step must draw new ones.
             fresh = Case(case.volume, case.low, case.high, step * settings.batch_size + k)
             pairs.append(_pair(task.observe(fresh, noise, source.seed), task, grid, modality, intensity))
-        loss = _loss(net, pairs)
+        loss = _loss(net, pairs, bf16=settings.precision == "bf16")
         optimiser.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + cos(pi * spent))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -229,9 +259,11 @@ def _pair(
     )
 
 
-def _loss(net: ResidualUNet, pairs: Sequence[_Pair]) -> Tensor:
+def _loss(net: ResidualUNet, pairs: Sequence[_Pair], *, bf16: bool) -> Tensor:
     guess, seen, truth, weight = (
         torch.stack([getattr(p, name) for p in pairs]) for name in ("guess", "seen", "truth", "weight")
     )
-    error = (net(guess, seen) - truth).square() * weight
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = net(guess, seen)
+    error = (found.float() - truth).square() * weight
     return error.sum() / weight.sum()

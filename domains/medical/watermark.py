@@ -24,12 +24,11 @@ import torch
 from scipy.ndimage import uniform_filter
 from scipy.stats import norm
 
-from sciLDM.domains.medical.samples import VolumeSamples
 from sciLDM.domains.medical.volume import Volume
 from sciLDM.errors import ConfigError, DataError
 from sciLDM.rng import NoiseSource
 
-__all__ = ["Marked", "Verification", "mark_samples", "mark_volume", "noise_of", "verify_volume"]
+__all__ = ["Marked", "Verification", "mark_volume", "noise_of", "verify_volume"]
 
 PERIOD = 32
 STRONGEST = 0.25
@@ -108,11 +107,6 @@ def mark_volume(volume: Volume, key: str, *, strength: float = STRONGEST) -> Mar
     index = np.ix_(*[np.arange(n) % PERIOD for n in volume.shape])
     marked = volume.data + amplitude * _pattern(key)[index]
     return Marked(replace(volume, data=marked.astype(volume.data.dtype)), amplitude, noise)
-
-
-def mark_samples(samples: VolumeSamples, key: str, *, strength: float = STRONGEST) -> VolumeSamples:
-    """Synthetic volumes with the pattern of a key; see `mark_volume`."""
-    return replace(samples, volumes=[mark_volume(v, key, strength=strength).volume for v in samples.volumes])
 
 
 def verify_volume(volume: Volume, key: str) -> Verification:

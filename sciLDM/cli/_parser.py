@@ -16,6 +16,7 @@ COMMANDS = {
     "fit": "train a model from a configuration",
     "sample": "draw samples from a model, with or without conditions",
     "reconstruct": "rebuild fields from observations of them, with error bars",
+    "forecast": "continue the last states of a file, as an ensemble",
     "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
     "report": "write one HTML file about a run",
     "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
@@ -186,8 +187,9 @@ def _sample(p: _Parser) -> None:
     p.usage = "scildm sample RUN [-n N] [--cond NAME=VALUE ...] [--guidance W] [--output FILE]"
     _model(p)
     p.add_argument(
-        "-n", "--number", type=_positive, default=100, metavar="N", help="how many samples (default: 100)"
-    )
+        "-n", "--number", "--count", type=_positive, default=100, metavar="N",
+        help="how many samples (default: 100)",
+    )  # fmt: skip
     p.add_argument(
         "--cond", action="append", default=[], metavar="NAME=VALUE",
         help="ask for a property, in the data's own units; repeat for several (any subset of the model's conditions)",
@@ -226,6 +228,26 @@ def _reconstruct(p: _Parser) -> None:
         "--output", "-o", metavar="FOLDER",
         help="where mean, spread and samples go (default: reconstruction/ in the run folder)",
     )  # fmt: skip
+
+
+def _forecast(p: _Parser) -> None:
+    p.usage = "scildm forecast RUN --input FILE --output FILE [--leads N] [--members N]"
+    p.epilog = (
+        "FILE holds the last known states, in order. A .zarr output is written some members at a time: memory stays\n"
+        "that of a few, and an interrupted forecast is continued by the same command."
+    )
+    _model(p)
+    p.add_argument("--input", "-i", metavar="FILE", required=True, help="the last known states")
+    p.add_argument("--output", "-o", metavar="FILE", required=True, help="the forecast, .nc or .zarr")
+    p.add_argument("--leads", type=_positive, default=3, metavar="N", help="states to forecast (default: 3)")
+    p.add_argument(
+        "--members", "-n", type=_positive, default=16, metavar="N", help="size of the ensemble (default: 16)"
+    )
+    p.add_argument(
+        "--cond", action="append", default=[], metavar="NAME=VALUE",
+        help="conditions besides the dates, in the data's own units; repeat for several",
+    )  # fmt: skip
+    _sampling(p, batch_size=16)
 
 
 def _evaluate(p: _Parser) -> None:
@@ -331,6 +353,7 @@ _ADD: dict[str, Callable[[_Parser], None]] = {
     "fit": _fit,
     "sample": _sample,
     "reconstruct": _reconstruct,
+    "forecast": _forecast,
     "evaluate": _evaluate,
     "report": _report,
     "doctor": _doctor,

@@ -5,12 +5,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from sciLDM.cli._console import note, out, print_table
+from sciLDM.cli._console import Bars, note, out, print_table
 from sciLDM.cli._models import draw, open_model, parse_cond, parse_guidance
 from sciLDM.cli._parser import UsageError
 from sciLDM.evaluate.hooks import WritesSamples
 
-__all__ = ["run", "samples_name", "summary", "write_samples"]
+__all__ = ["in_blocks", "run", "samples_name", "summary", "write_samples"]
 
 _FIRST = 8
 
@@ -24,6 +24,9 @@ def run(args: argparse.Namespace) -> None:
     if args.output and formats and Path(args.output).suffix.lower() not in formats:
         # Said before the work, not after it.
         raise UsageError(f"--output {args.output}: expected an ending {', '.join(formats)}")
+    if args.output and in_blocks(model, Path(args.output)):
+        note(f"written: {_streamed(model, args, cond=cond, guidance=guidance)}")
+        return
     samples = draw(model, args.number, args, cond=cond, guidance=guidance)
     show(samples)
     if args.output:
@@ -32,6 +35,29 @@ def run(args: argparse.Namespace) -> None:
     else:
         note(
             f"nothing was written; --output {samples_name(model.experiment.domain)} keeps all samples in full"
+        )
+
+
+def in_blocks(model: Any, path: Path) -> bool:
+    """Whether the model writes this format block by block, with the memory of one block."""
+    return path.suffix.lower() in getattr(model.codec, "block_formats", ())
+
+
+def _streamed(model: Any, args: argparse.Namespace, *, cond: Any, guidance: Any) -> Path:
+    """Large ensembles never are in memory; an interrupted command goes on where it stopped."""
+    from sciLDM.data.ensemble import write_ensemble
+
+    with Bars() as bars:
+        return write_ensemble(
+            model,
+            Path(args.output),
+            args.number,
+            cond=cond,
+            guidance=guidance,
+            steps=args.steps,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=lambda done, total: bars("sampling", done, total),
         )
 
 

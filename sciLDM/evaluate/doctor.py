@@ -18,6 +18,7 @@ from sciLDM.evaluate.doctor_run import (
     Finding,
     Row,
     calibration_findings,
+    data_facts,
     gate_rows,
     loader_facts,
     read_json,
@@ -112,6 +113,7 @@ def diagnose(
     loader, loader_said = loader_facts(
         run, cache[0] if cache else None, summary, experiment.denoiser_stage, seed
     )
+    data, data_said = data_facts(experiment.domain, summary, experiment.autoencoder_stage)
     calibration, calibration_said = calibration_findings(
         getattr(model, "calibration", None), fields=isinstance(getattr(model, "codec", None), FieldCodec)
     )
@@ -126,9 +128,9 @@ def diagnose(
         temperature=study.temperature if study else (),
         guidance=study.guidance if study else (),
         gate=gate,
-        loader=loader,
+        loader={**loader, **data},
         calibration=calibration,
-        findings=worst_first([*findings, *said, *training, *loader_said, *calibration_said]),
+        findings=worst_first([*findings, *said, *training, *loader_said, *data_said, *calibration_said]),
     )
 
 

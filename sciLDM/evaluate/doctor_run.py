@@ -5,19 +5,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
 
 from sciLDM.data.latent_cache import LatentCache
+from sciLDM.errors import DataError
 from sciLDM.evaluate.curves import read_metrics
 from sciLDM.evaluate.html import number
 from sciLDM.posterior.conformal import Conformal
 
 __all__ = [
+    "ExaminesLoading",
     "Finding",
     "Row",
     "calibration_findings",
+    "data_facts",
     "gate_rows",
     "loader_facts",
     "read_json",
@@ -150,6 +153,35 @@ def loader_facts(
     if speed < _AHEAD * trained:
         return facts, [Finding("problem", f"{text}; raise denoiser_stage.workers, or use a faster disk")]
     return facts, [Finding("good", f"{text}, no bottleneck")]
+
+
+@runtime_checkable
+class ExaminesLoading(Protocol):
+    """A domain that can say how fast its own data are read."""
+
+    def examine_loading(self, wanted: float | None) -> tuple[Mapping[str, Any], Sequence[Finding]]:
+        """Facts and verdict; `wanted` is the speed of training the autoencoder in samples a second, if known."""
+        ...
+
+
+def data_facts(domain: Any, summary: Row, settings: Any) -> tuple[dict[str, Any], list[Finding]]:
+    """Speed of reading the data themselves, where the domain can tell.
+
+    Args:
+        domain: Of the run.
+        summary: `summary.json`, or the card's copy.
+        settings: `Experiment.autoencoder_stage`.
+    """
+    if not isinstance(domain, ExaminesLoading):
+        return {}, []
+    stage = summary.get("autoencoder") or {}
+    known = stage.get("steps") and stage.get("seconds")
+    wanted = float(stage["steps"]) * settings.batch_size / float(stage["seconds"]) if known else None
+    try:
+        facts, found = domain.examine_loading(wanted)
+    except DataError as error:
+        return {}, [Finding("note", f"data: not examined, {error}")]
+    return dict(facts), list(found)
 
 
 def calibration_findings(

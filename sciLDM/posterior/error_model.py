@@ -38,10 +38,13 @@ class ErrorCovariance:
     Attributes:
         std: In the data's units.
         reach: Width of the smoothing on each axis [grid steps], 0 for none; None for independent errors.
+        root: Lower triangle `L` of a measured correlation `L L^T` of the values on the last axes, which takes the place
+            of the smoothing there; None for none.
     """
 
     std: Float[Tensor, "batch channel *grid"]
     reach: Float[Tensor, "axes"] | None = None
+    root: Float[Tensor, "channel value value"] | None = None
 
     def __call__(self, v: Float[Tensor, "batch channel *grid"]) -> Float[Tensor, "batch channel *grid"]:
         """`C v`."""
@@ -52,6 +55,7 @@ class ErrorCovariance:
         return self.std * self._smooth(eps, transposed=False)
 
     def _smooth(self, v: Tensor, *, transposed: bool) -> Tensor:
+        v = self._measured(v, transposed=transposed)
         if self.reach is None:
             return v
         for axis, width in enumerate(self.reach.tolist(), start=2):
@@ -63,6 +67,13 @@ class ErrorCovariance:
             v = (v.movedim(axis, -1) @ (kernel if transposed else kernel.mT)).movedim(-1, axis)
         return v
 
+    def _measured(self, v: Tensor, *, transposed: bool) -> Tensor:
+        if self.root is None:
+            return v
+        root = self.root.to(v)
+        flat = v.reshape(v.shape[0], v.shape[1], -1, root.shape[1])
+        return (flat @ (root if transposed else root.mT)).reshape(v.shape)
+
 
 @final
 class AutoencoderError(nn.Module):
@@ -71,6 +82,7 @@ class AutoencoderError(nn.Module):
     Args:
         channels: Channels of the decoded field.
         grid: Shape of the stored prior variance, at most `PRIOR_GRID` an axis.
+        block: Values on the last axes whose correlation is measured; 0 for none.
 
     Attributes:
         floor: `a` of each channel.
@@ -78,6 +90,8 @@ class AutoencoderError(nn.Module):
         typical: Mean variance of each channel on the fields it was fitted on.
         reach: Width of the smoothing that gives neighbouring errors their measured correlation [grid steps].
         prior: Variance of the data at each point of a coarse grid, which "measured or generated" is judged against.
+        root: Lower triangle `L` of the correlation `L L^T` of errors within the last axes, one for each channel; empty
+            where it was not measured (`measure_correlation`).
     """
 
     floor: Tensor
@@ -85,13 +99,17 @@ class AutoencoderError(nn.Module):
     typical: Tensor
     reach: Tensor
     prior: Tensor
+    root: Tensor
 
-    def __init__(self, channels: int, grid: tuple[int, ...]) -> None:
+    def __init__(self, channels: int, grid: tuple[int, ...], block: int = 0) -> None:
         super().__init__()
         for name in ("floor", "slope", "typical"):
             self.register_buffer(name, torch.zeros(channels))
         self.register_buffer("reach", torch.zeros(len(grid)))
         self.register_buffer("prior", torch.zeros(channels, *grid))
+        self.register_buffer(
+            "root", torch.zeros(channels if block else 0, block, block), persistent=block > 0
+        )
 
     @staticmethod
     def fitted(pairs: Iterable[tuple[Tensor, Tensor]]) -> "AutoencoderError":
@@ -123,6 +141,52 @@ class AutoencoderError(nn.Module):
         return self._channel(self.floor, decoded) + self._channel(self.slope, decoded) * squared_gradient(
             decoded
         )
+
+    def measure_correlation(self, pairs: Iterable[tuple[Tensor, Tensor]], *, most: int = 1024) -> None:
+        """Correlation of errors within the last axes, from as many fields as there are; those of training serve.
+
+        The block is made of the last axes, two at least (or all), that hold at most `most` values together; along the
+        axes before it errors keep the measured reach. Larger grids are left as they are. The sample correlation of `n`
+        errors of `m` values is shrunk towards independence with the weight `m / (n + m)` up to a tenth.
+
+        Args:
+            pairs: As in `fitted`.
+            most: Values of a block.
+
+        Raises:
+            DataError: No pairs.
+        """
+        total, count = None, 0
+        for truth, decoded in pairs:
+            axes = _block_axes(tuple(decoded.shape[2:]), most)
+            if not axes:
+                return
+            error = torch.where(truth.isfinite(), truth - decoded, 0.0).double().cpu().movedim(1, 0)
+            error = error.flatten(-axes).flatten(1, -2)
+            product = error.mT @ error
+            total, count = product if total is None else total + product, count + error.shape[1]
+        if total is None:
+            raise DataError("autoencoder error: no fields to measure its correlation on")
+        std = total.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+        size = total.shape[1]
+        share = min(size / (count + size), 0.1)
+        correlation = (1 - share) * total / (std[:, :, None] * std[:, None, :])
+        correlation.diagonal(dim1=1, dim2=2).fill_(1.0)
+        self.register_buffer("root", torch.linalg.cholesky(correlation).float().to(self.prior.device))
+
+    def covariance(
+        self, std: Float[Tensor, "batch channel *grid"], *, smooth: bool = False
+    ) -> ErrorCovariance:
+        """Of errors with these standard deviations, with the measured correlation or, if `smooth`, the reach."""
+        if not len(self.root):
+            return ErrorCovariance(std, self.reach if smooth else None)
+        grid, block = tuple(std.shape[2:]), self.root.shape[1]
+        within = [axes for axes in range(1, len(grid) + 1) if math.prod(grid[-axes:]) == block]
+        if not within:  # a field of another size than it was measured on
+            return ErrorCovariance(std, self.reach if smooth else None)
+        reach = self.reach.clone()
+        reach[-within[0] :] = 0.0
+        return ErrorCovariance(std, reach, self.root)
 
     def typical_variance(
         self, decoded: Float[Tensor, "batch channel *grid"]
@@ -249,6 +313,14 @@ def _two_variables(w: Tensor, g: Tensor, e: Tensor) -> tuple[float, float]:
         if b >= 0 and sgg > 0:
             return 0.0, max(sge / sgg, 0.0)
     return max(se / one, 0.0), 0.0
+
+
+def _block_axes(grid: tuple[int, ...], most: int) -> int:
+    """How many of the last axes hold at most `most` values together; 0 for one of several."""
+    for axes in range(len(grid), 0, -1):
+        if math.prod(grid[-axes:]) <= most:
+            return axes if axes > 1 or len(grid) == 1 else 0
+    return 0
 
 
 def _block_means(x: Tensor, grid: tuple[int, ...]) -> Tensor:

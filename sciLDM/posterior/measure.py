@@ -18,25 +18,36 @@ __all__ = ["measure_error", "target_of"]
 
 @torch.no_grad()
 def measure_error(
-    autoencoder: Autoencoder[Any, Any], codec: FieldCodec, batches: Iterable[Any]
+    autoencoder: Autoencoder[Any, Any],
+    codec: FieldCodec,
+    batches: Iterable[Any],
+    *,
+    training: Iterable[Any] | None = None,
 ) -> AutoencoderError:
     """Fit `AutoencoderError` on the noise-free round trip of these inputs.
+
+    Sizes of errors come from held-out inputs; how errors of one field go together takes many fields, and is much the
+    same where the autoencoder was trained.
 
     Args:
         autoencoder: Trained, on the CPU.
         codec: Says what an input should decode to, where that is not plain.
         batches: The autoencoder's inputs, not seen in training.
+        training: Inputs from training, for the correlation of errors on small grids; None leaves it out.
 
     Raises:
         DataError: No inputs, inputs that do not say what they decode to, or a decoder that is not finite.
         ShapeMismatch: Fields of several shapes.
     """
 
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for fields in batches:
+    def pairs(inputs: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        for fields in inputs:
             yield target_of(codec, fields), autoencoder.decode(*autoencoder.code(fields))
 
-    return AutoencoderError.fitted(pairs())
+    error = AutoencoderError.fitted(pairs(batches))
+    if training is not None:
+        error.measure_correlation(pairs(training))
+    return error
 
 
 def target_of(codec: FieldCodec, fields: Any) -> Tensor:

@@ -11,6 +11,7 @@ Sample `k` of case `c` has the number `c * samples + k` and depends on that, the
 size nor the number of cases changes it.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.guidance.posterior.hybrid import HybridSolver
 from sciLDM.guidance.posterior.problem import IdentityMap, Problem
 from sciLDM.guidance.posterior.solver import PosteriorSolver
-from sciLDM.operators import GaussianNoise
+from sciLDM.operators import GaussianNoise, linearise
 from sciLDM.posterior._totals import Totals
 from sciLDM.posterior.conformal import Conformal
 from sciLDM.posterior.consistency import Correction, observed_variance
@@ -41,6 +42,9 @@ from sciLDM.rng import NoiseSource
 from sciLDM.samplers import Sampler
 
 __all__ = ["Prior", "Settings", "reconstruct"]
+
+_MOST_CORRELATED, _LARGEST = 1024, 2**26
+"""Most values of a case whose errors are taken as correlated by the solver, and most numbers that this may take."""
 
 
 @final
@@ -196,14 +200,18 @@ class _Run:
         if error is None:
             return ErrorCovariance(torch.zeros_like(decoded))
         variance = error.typical_variance(decoded) if typical else error.variance(decoded)
-        reach = error.reach if self.settings.correction.correlated else None
-        return ErrorCovariance(variance.sqrt() * data.slope(decoded), reach)
+        return error.covariance(
+            variance.sqrt() * data.slope(decoded), smooth=self.settings.correction.correlated
+        )
 
     @torch.no_grad()
-    def solver_weights(self, problem: Problem) -> Tensor:
-        """`1 / sqrt(R + diag(A C A^T))` of each case, with the typical error about the prior's centre."""
+    def solver_weights(self, problem: Problem) -> tuple[Tensor, Tensor | None]:
+        """What the solver takes for the noise of each case, with the typical error about the prior's centre.
+
+        `1 / sqrt(diag(R + A C A^T))`, and what whitens the correlation that is left where that is small and known.
+        """
         latent = (self.prior.autoencoder.latent_channels, *self.task.request.shape)
-        weights = []
+        weights, whiteners = [], []
         for start in range(0, self.cases, self.settings.batch_size):
             rows = range(start, min(start + self.settings.batch_size, self.cases))
             data = self.map(rows)
@@ -214,10 +222,45 @@ class _Run:
                     f"{type(self.operator).__name__} acts on fields of shape {self.operator.in_shape} (channel, "
                     f"*grid), this model's have {tuple(x.shape[1:])}; build the operator for this grid"
                 )
-            extra = observed_variance(self.operator, x, self.covariance(data, decoded, typical=True))
-            w = problem.weights[rows.start : rows.stop]
+            covariance, w = (
+                self.covariance(data, decoded, typical=True),
+                problem.weights[rows.start : rows.stop],
+            )
+            if self._correlated(covariance):
+                made = [self._whitened(x[k : k + 1], covariance, k, w[k]) for k in range(len(rows))]
+                weights += [m[0][None] for m in made]
+                whiteners += [m[1] for m in made]
+                continue
+            extra = observed_variance(self.operator, x, covariance)
             weights.append(w / (1 + w.square() * extra).sqrt())
-        return torch.cat(weights)
+        return torch.cat(weights), torch.stack(whiteners) if whiteners else None
+
+    def _correlated(self, covariance: ErrorCovariance) -> bool:
+        values, field = math.prod(self.operator.out_shape), math.prod(self.operator.in_shape)
+        return (
+            covariance.root is not None
+            and self.settings.solver.correlated
+            and values <= _MOST_CORRELATED
+            and self.cases * values**2 + values * field <= _LARGEST
+        )
+
+    def _whitened(
+        self, x: Tensor, covariance: ErrorCovariance, row: int, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weights of one case and the inverse root of the correlation of its values."""
+        size = math.prod(self.operator.out_shape)
+        eye = torch.eye(size, dtype=x.dtype, device=x.device).view(size, *self.operator.out_shape)
+        _, forward, adjoint = linearise(self.operator, x.expand(size, *x.shape[1:]).contiguous())
+        own = replace(covariance, std=covariance.std[row : row + 1])
+        w = weights.flatten()
+        total = w[:, None] * forward(own(adjoint(eye))).flatten(1) * w + torch.diag((w > 0).to(w))
+        std = total.diagonal().clamp(min=torch.finfo(w.dtype).tiny).sqrt()
+        there = w > 0
+        correlation = torch.where(there[:, None] & there, total / (std[:, None] * std), 0.0)
+        correlation.diagonal().fill_(1.0)
+        factor = torch.linalg.cholesky(correlation.double())
+        inverse = torch.linalg.solve_triangular(factor, torch.eye(size).to(factor), upper=False)
+        return torch.where(there, w / std, 0.0).view(weights.shape), inverse.to(w)
 
     @torch.no_grad()
     def ensemble(
@@ -227,14 +270,15 @@ class _Run:
         samples, sampler = samples or self.settings.samples, sampler or self.settings.sampler
         noise = self.noise.fork(name) if name else self.noise
         totals = Totals(self.cases, samples)
-        weights = self.solver_weights(problem)
+        weights, whiteners = self.solver_weights(problem)
         request = _repeated(self.task.request, samples)
         count, shape = self.cases * samples, (self.prior.autoencoder.latent_channels, *request.shape)
         for start in range(0, count, self.settings.batch_size):
             ids = range(start, min(start + self.settings.batch_size, count))
             case = [i // samples for i in ids]
             data = self.map(case)
-            rows = Problem(data, self.operator, problem.values[case], weights[case])
+            whitener = None if whiteners is None else whiteners[case]
+            rows = Problem(data, self.operator, problem.values[case], weights[case], whitener)
             denoiser = self.prior.denoiser(request, slice(ids.start, ids.stop))
             guided = self.settings.solver.guide(denoiser, rows)
             before = self._done

@@ -14,7 +14,7 @@ from sciLDM.domain import Corpus
 from sciLDM.errors import ShapeMismatch
 from sciLDM.training.plan import PlannedBatch, StepSampler
 
-__all__ = ["Batch", "LatentData", "SplitData", "TrainingData", "make_loader", "to_device"]
+__all__ = ["Batch", "LatentData", "OrdersEpochs", "SplitData", "TrainingData", "make_loader", "to_device"]
 
 
 @runtime_checkable
@@ -26,6 +26,22 @@ class TrainingData(Protocol):
     def fields(self, indices: np.ndarray) -> Any:
         """Samples `indices`, collated: tensors, nested containers of tensors, or objects with `.to(device)`."""
         ...
+
+
+@runtime_checkable
+class OrdersEpochs(Protocol):
+    """A data set that is cheaper to read in some orders than in others: larger than memory, in chunks."""
+
+    def epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """A random order of all samples, a function of the generator alone."""
+        ...
+
+
+@runtime_checkable
+class _OrdersSplits(Protocol):
+    """A corpus of that kind."""
+
+    def epoch(self, split: str, rng: np.random.Generator) -> np.ndarray: ...
 
 
 @final
@@ -40,6 +56,12 @@ class SplitData:
 
     def fields(self, indices: np.ndarray) -> Any:
         return self.corpus.fields(self.split, indices)
+
+    def epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """A random order of all samples: the corpus's own, or any."""
+        if isinstance(self.corpus, _OrdersSplits):
+            return self.corpus.epoch(self.split, rng)
+        return rng.permutation(len(self))
 
 
 @final

@@ -15,7 +15,7 @@ from rich.console import Console
 from sciLDM.errors import ConfigError
 from sciLDM.training.callbacks import ProgressBar, Recorder, StopSignals, Throughput
 from sciLDM.training.checkpoint import CHECKPOINT, restore_checkpoint
-from sciLDM.training.data import TrainingData, make_loader
+from sciLDM.training.data import OrdersEpochs, TrainingData, make_loader
 from sciLDM.training.loggers import make_loggers
 from sciLDM.training.plan import BatchPlan, StepSampler
 from sciLDM.training.settings import StageSettings, TrainerSettings
@@ -130,7 +130,9 @@ def _plan(train: TrainingData, settings: StageSettings, world: int) -> BatchPlan
             f"batch_size={settings.batch_size} of {len(train)} samples cannot be shared evenly by {world} devices"
         )
     # A small data set caps the batch; what is left must still be shared evenly.
-    return BatchPlan(settings.seed, len(train), min(settings.batch_size, len(train) // world * world))
+    size = min(settings.batch_size, len(train) // world * world)
+    order = train.epoch if isinstance(train, OrdersEpochs) else None
+    return BatchPlan(settings.seed, len(train), size, order)
 
 
 def _say(console: Console, trainer: pl.Trainer, line: str) -> None:

@@ -57,7 +57,15 @@ class Oracle:
         self.study, self.gaussian = study, ConditionalGaussian(ensemble_covariance(windows))
 
     def reconstruct(
-        self, values: Any, operator: Any, *, noise_std: float, cond: Any, samples: int, **_options: Any
+        self,
+        values: Any,
+        operator: Any,
+        *,
+        noise_std: float,
+        cond: Any,
+        samples: int,
+        seed: int,
+        **_options: Any,
     ) -> xr.Dataset:
         assert self.calibration is None
         task = self.codec.task(values, operator, noise_std=noise_std, cond=cond)
@@ -70,7 +78,7 @@ class Oracle:
         error = noise_std / self.study.spread(times)
         shape = rows.shape
         made = self.gaussian.posterior(
-            rows.reshape(len(rows), -1), error.reshape(len(rows), -1), samples, NoiseSource(5)
+            rows.reshape(len(rows), -1), error.reshape(len(rows), -1), samples, NoiseSource(seed)
         )
         split = Predictions(
             made.members.reshape(len(rows), samples, *shape[1:]),
@@ -141,6 +149,9 @@ def test_scores_of_a_perfect_and_of_a_narrow_ensemble() -> None:
     narrow = scaled(perfect, 0.5)
     assert score(narrow, truth, weights)["coverage"] < 0.7
     assert conformal_factor(narrow, truth) == pytest.approx(2.0, abs=0.06)
+    few = Predictions.of(members[:, :6])  # mean and spread estimated from six members
+    assert score(few, truth, weights)["coverage"] == pytest.approx(0.9, abs=0.01)
+    assert conformal_factor(few, truth) == pytest.approx(1.0, abs=0.05)
     better = compare(np.full(30, 0.5), np.linspace(0.9, 1.1, 30))
     assert better["crps_ratio"] == pytest.approx(0.5)
     assert better["crps_ratio_upper"] < 0.55

@@ -121,7 +121,9 @@ def test_climatology_and_spread_against_known_ones(missing: bool) -> None:
         x[:, :, 0, 0] = np.nan
     data = TrainingData(x, phase, np.arange(2900))
     data._size = 97  # several chunks
-    fitted = fit_normaliser(data, [("tas", VariableSettings(), {})], 2, np.ones((3, 4)), lambda *_: None)
+    fitted = fit_normaliser(
+        data, [("tas", VariableSettings(), {})], 2, np.ones((3, 4)), lambda *_: None
+    ).normaliser
     there = slice(1, None) if missing else slice(None)
     found = fitted._climatology.numpy()[0]
     for coefficient, truth in zip(found, [mean, *wave], strict=True):
@@ -143,7 +145,8 @@ def test_later_data_change_nothing() -> None:
         fit_normaliser(TrainingData(v, phase, np.arange(300)), settings, 1, np.ones((3, 3)), lambda *_: None)
         for v in (x, later)
     ]
-    assert fits[0].to_dict() == fits[1].to_dict()
+    assert fits[0].normaliser.to_dict() == fits[1].normaliser.to_dict()
+    assert fits[0].known.all()
 
 
 def test_states_of_a_trajectory_have_their_own_season() -> None:

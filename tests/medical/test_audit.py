@@ -2,8 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,9 +91,7 @@ def test_patients_are_found_by_name() -> None:
         join_participants(table, pd.concat([people, people]))
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    domain: Any = SimpleNamespace(audit_cases=audit_files)
-    monkeypatch.setattr("sciLDM.cli._audit.load_domain", lambda _name: domain)
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = cases(bad=3.0).drop(columns="scanner").assign(method="sciLDM", task="hole")
     other = table.assign(method="cubic", psnr=0.0)
     pd.concat([table, other]).to_csv(tmp_path / "cases.csv", index=False)

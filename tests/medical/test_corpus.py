@@ -215,6 +215,10 @@ def test_state_and_reference(tmp_path: Path) -> None:
     assert dict(cases["split"].value_counts()) == {s: n for s, n in made.sizes.items()}
     with np.load(tmp_path / "reference" / "volumes.npz") as stored:
         assert stored["train"].shape == (made.sizes["train"], 8, 8, 8)
+    mirrored = corpus(folder(tmp_path / "in2"), tmp_path / "cache", settings=DataSettings(mirror=True))
+    mirrored.write_reference(tmp_path / "again")
+    with np.load(tmp_path / "again" / "volumes.npz") as stored:  # who looks for copies mirrors on his own
+        assert 2 * len(stored["train"]) == mirrored.sizes["train"]
 
 
 def test_hippocampus(data_root: Path, tmp_path: Path) -> None:

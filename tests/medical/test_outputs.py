@@ -152,6 +152,13 @@ def test_samples_are_written_and_read(model: LatentDiffusion, tmp_path: Path) ->
     image = nib.load(tmp_path / "samples" / "sample-0001.nii.gz")
     assert mark_of(image) is not None
     assert json.loads((tmp_path / "samples" / "sample-0001.json").read_text())["SyntheticData"] is True
+    assert samples.write(tmp_path / "more") == tmp_path / "more.csv"
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "patient.nii.gz").touch()
+    with pytest.raises(DataError, match=r"other files \(patient"):
+        samples.write(tmp_path / "scans.csv")
+    with pytest.raises(DataError, match=r"ends in \.csv"):
+        samples.write(tmp_path / "samples.npz")
     with pytest.raises(DataError, match="do not fit in one file"):
         samples.write(tmp_path / "one.nii.gz")
     assert nib.load(model.sample(1, steps=2).write(tmp_path / "one.nii.gz")).shape == samples.volumes[0].shape

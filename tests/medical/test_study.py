@@ -42,6 +42,7 @@ class Oracle:
         self.codec = codec
         self.known = {v.name: v.data for v in known}
         self.calls: list[dict[str, Any]] = []
+        self.card: dict[str, Any] = {}
 
     def reconstruct(self, observed: Scan, operator: Any = None, **options: Any) -> Reconstruction:
         self.calls.append({"scan": observed, **options})
@@ -207,6 +208,32 @@ def test_a_real_model_runs(tmp_path_factory: pytest.TempPathFactory) -> None:
     found = reconstruction_study(model, splits, ("thick",), settings=settings)
     assert np.isfinite(row(found, "thick", OURS)["psnr"])
     assert list(found.conformal.families) == ["ThickSlice"]
+
+
+def test_a_stopped_study_goes_on_where_it_was(codec: MedicalCodec, tmp_path: Path) -> None:
+    """What is kept is taken as it is; what depends on a changed setting is made anew; numbers are those of one go."""
+    splits = {"train": volumes(2), "validation": volumes(2, 1), "test": volumes(2, 2)}
+    net = SupervisedSettings(max_steps=1, widths=(4, 8), batch_size=1)
+    settings = StudySettings(
+        samples=2, validation=2, test=2, tuning=1, tv_iterations=5, supervised=net
+    )  # fmt: skip
+    model = Oracle(codec, [*splits["validation"], *splits["test"]])
+    with pytest.raises(ConfigError, match="hash of its weights"):
+        reconstruction_study(model, splits, ["hole"], settings=settings, keep=tmp_path)
+    model.card = {"files": {"model.safetensors": {"sha256": "1"}}}
+    first = reconstruction_study(model, splits, ["hole"], settings=settings, keep=tmp_path)
+    assert len(model.calls) == 4
+    again = reconstruction_study(model, splits, ["hole"], settings=settings, keep=tmp_path)
+    assert len(model.calls) == 4
+    assert again.to_dict() == first.to_dict()
+    fresh = reconstruction_study(model, splits, ["hole"], settings=settings)
+    assert [r["psnr"] for r in fresh.rows] == pytest.approx([r["psnr"] for r in first.rows])
+    model.calls.clear()
+    model.card = {"files": {"model.safetensors": {"sha256": "2"}}}
+    kept = len(list(tmp_path.iterdir()))
+    reconstruction_study(model, splits, ["hole"], settings=settings, keep=tmp_path)
+    assert len(model.calls) == 4  # the other weights' reconstructions are of no use
+    assert len(list(tmp_path.iterdir())) == kept + 4  # baselines are
 
 
 def test_mistakes(oracle: Oracle) -> None:

@@ -1,8 +1,6 @@
 """The watermark: found after cropping and scaling, no more false alarms than stated, fainter than the noise."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from sciLDM.domains.medical import write_series
 from sciLDM.domains.medical.nifti import read_nifti, write_nifti
 from sciLDM.domains.medical.samples import VolumeSamples
 from sciLDM.domains.medical.volume import Volume, from_array
-from sciLDM.domains.medical.watermark import mark_samples, mark_volume, noise_of, verify_volume
+from sciLDM.domains.medical.watermark import mark_volume, noise_of, verify_volume
 from sciLDM.domains.medical.watermark_marks import read_marks, verify_file
 from sciLDM.errors import ConfigError, DataError
 
@@ -81,7 +79,7 @@ def test_nothing_is_found_in_nothing() -> None:
 def test_marks_of_written_samples(tmp_path: Path) -> None:
     fields = np.stack([scan(k, (16, 16, 16)).data for k in range(2)])
     shapes, spacings = np.full((2, 3), 16), np.ones((2, 3))
-    samples = mark_samples(VolumeSamples.build(fields, shapes, spacings, (0.0, 250.0), {}), KEY)
+    samples = VolumeSamples.build(fields, shapes, spacings, (0.0, 250.0), {}).marked(KEY)
     samples.write(tmp_path / "s.csv")
     path = tmp_path / "s" / "sample-0002.nii.gz"
     found = verify_file(path, KEY)
@@ -120,9 +118,7 @@ def test_files_that_are_no_volumes(tmp_path: Path) -> None:
         verify_file(tmp_path / "x.nii")
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    domain: Any = SimpleNamespace(verify_file=staticmethod(verify_file).__func__)
-    monkeypatch.setattr("sciLDM.cli._verify.load_domain", lambda _name: domain)
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     marked = write_nifti(mark_volume(scan(), KEY).volume, tmp_path / "marked.nii.gz")
     assert main(["verify", str(marked), "--key", KEY]) == 0
     assert "watermark found" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from sciLDM.guidance.posterior.covariance import DenseGaussian, Isotropic, Laten
 from sciLDM.guidance.posterior.covariance_measured import MeasuredCovariance
 from sciLDM.guidance.posterior.covariance_start import StartGaussian
 from sciLDM.guidance.posterior.decode_encode import DecodeEncode, DecodeEncodeSolver
+from sciLDM.guidance.posterior.dense import DenseGaussNewton, DenseGaussNewtonSolver
 from sciLDM.guidance.posterior.gauss_newton import GaussNewton, GaussNewtonSolver
 from sciLDM.guidance.posterior.hybrid import Hybrid, HybridSolver
 from sciLDM.guidance.posterior.problem import DataMap, IdentityMap, Problem
@@ -24,6 +25,8 @@ __all__ = [
     "DataMap",
     "DecodeEncode",
     "DecodeEncodeSolver",
+    "DenseGaussNewton",
+    "DenseGaussNewtonSolver",
     "DenseGaussian",
     "Evaluations",
     "GaussNewton",

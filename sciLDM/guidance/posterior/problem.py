@@ -55,6 +55,8 @@ class Problem:
         operator: What was observed of the fields.
         values: Observed values without NaN: 0 where missing.
         weights: `1 / std` of the observation errors, 0 where missing.
+        whitener: `Q` with `Q R Q^T = I` for errors that are correlated, `R` their correlation in row-major order of the
+            values; None for independent ones.
 
     Raises:
         ShapeMismatch: Values, weights and operator do not belong together.
@@ -65,6 +67,7 @@ class Problem:
     operator: Operator
     values: Float[Tensor, "batch *observation"]
     weights: Float[Tensor, "batch *observation"]
+    whitener: Float[Tensor, "batch value value"] | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape != self.weights.shape or tuple(self.values.shape[1:]) != self.operator.out_shape:
@@ -106,13 +109,18 @@ class Problem:
         )
 
     def whitened(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *observation"]:
-        """`H(z) = w A(decode(z))`, with unit noise."""
-        return self.weights * self.operator(self.data.decode(z))
+        """`H(z) = Q w A(decode(z))`, with unit noise."""
+        return self._decorrelated(self.weights * self.operator(self.data.decode(z)))
 
     @property
     def target(self) -> Float[Tensor, "batch *observation"]:
-        """`w y`."""
-        return self.weights * self.values
+        """`Q w y`."""
+        return self._decorrelated(self.weights * self.values)
+
+    def _decorrelated(self, u: Tensor) -> Tensor:
+        if self.whitener is None:
+            return u
+        return (self.whitener @ u.flatten(1)[:, :, None]).reshape(u.shape)
 
     @property
     def count(self) -> Float[Tensor, "batch"]:

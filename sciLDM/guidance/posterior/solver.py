@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sciLDM.denoiser import Denoiser
 from sciLDM.guidance.posterior.problem import Problem
@@ -59,6 +60,9 @@ class PosteriorDenoiser(Denoiser, ABC):
 
 class PosteriorSolver(ABC):
     """Options of a solver, to be applied to any denoiser and problem."""
+
+    correlated: ClassVar[bool] = False
+    """Whether it understands `Problem.whitener`."""
 
     @abstractmethod
     def guide(self, denoiser: Denoiser, problem: Problem) -> PosteriorDenoiser:
