@@ -83,11 +83,11 @@ def test_batches_do_not_matter() -> None:
     z, denoiser = fields(8), Stationary()
     whole = MeasuredCovariance.measured([(z, denoiser)], ratios=LEVELS)
     parts = MeasuredCovariance.measured([(z[:3], denoiser), (z[3:], denoiser)], ratios=LEVELS)
-    assert torch.allclose(whole.log_variance, parts.log_variance, atol=1e-5)
+    assert torch.allclose(whole.log_variance, parts.log_variance, atol=1e-4)
     v, t = fields(2, seed=4), torch.tensor([0.3, 0.9])
     _, both = whole.estimate(denoiser, v, t, Evaluations())
     _, second = whole.estimate(denoiser, v[1:], t[1:], Evaluations())
-    assert torch.allclose(both(v)[1:], second(v[1:]), atol=1e-6)
+    assert torch.allclose(both(v)[1:], second(v[1:]), atol=1e-5)
 
 
 @pytest.mark.parametrize("ripple", [0.0, 0.05])
