@@ -18,14 +18,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from sciLDM.domains.climate import baselines_downscaling as baselines
 from sciLDM.domains.climate.axes import find_axes
 from sciLDM.domains.climate.baselines import Predictions, pick, season_distance
-from sciLDM.domains.climate.baselines_downscaling import (
-    QuantileMapping,
-    RegressionDownscaling,
-    bicubic,
-    dressed,
-)
+from sciLDM.domains.climate.baselines_downscaling import bicubic, dressed
 from sciLDM.domains.climate.calendar import Times, period
 from sciLDM.domains.climate.downscaling import ERROR, Downscales, downscale, targets_of
 from sciLDM.domains.climate.downscaling_join import PREFIX
@@ -284,7 +280,7 @@ def _baselines(
     methods: dict[str, Method] = {"climatology": climatology}
     if variable in data.interpolated:
         splines = data.interpolated[variable]
-        mapping = QuantileMapping.fit(splines["train"], truth["train"], amounts=amount)
+        mapping = baselines.QuantileMapping.fit(splines["train"], truth["train"], amounts=amount)
         mapped = {k: mapping(x) for k, x in splines.items()}
         residuals = truth["train"] - mapped["train"]
         methods["bicubic + quantile mapping"] = lambda k: Predictions.of(mapped[k][:, None].repeat(2, axis=1))
@@ -319,7 +315,7 @@ def _regression(
         y = (truth["train"].clip(min=0) ** power if root else truth["train"]) - base["train"]
         mean = y.mean(0)
         for modes, ridge in product(sorted({min(m, most) for m in _MODES}), _RIDGES):
-            fitted = RegressionDownscaling(
+            fitted = baselines.RegressionDownscaling(
                 x["train"], y - mean, modes=modes, ridge=ridge, weights=data.weights
             )
 
