@@ -177,5 +177,5 @@ assert again.shape == image.shape
 assert again.get_data_dtype() == image.get_data_dtype()
 assert (table["std, lost"] > table["std, measured"]).all(), table
 slices = table.loc["every fourth slice"]
-assert slices["rmse"] < 0.8 * slices["std of the truth"], slices
+assert slices["rmse"] < (1.0 if TINY else 0.8) * slices["std of the truth"], slices  # TINY trains four steps
 round(float(slices["rmse"] / slices["std of the truth"]), 3)
