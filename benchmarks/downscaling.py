@@ -21,7 +21,8 @@ from _common import machine, versions
 import sciLDM
 from sciLDM.data.cards import locate
 from sciLDM.domains.climate.baselines_downscaling import QuantileMapping
-from sciLDM.domains.climate.downscaling import downscale, joined
+from sciLDM.domains.climate.downscaling import downscale
+from sciLDM.domains.climate.downscaling_join import joined
 from sciLDM.domains.climate.downscaling_study import (
     COLUMNS,
     DownscalingData,
@@ -62,7 +63,7 @@ def trained(work: Path, name: str, coarse: xr.Dataset, fine: xr.Dataset) -> Any:
     path = work / f"{name}.nc"
     if not path.exists():
         joined(coarse, fine).to_netcdf(path)
-    variables: dict[str, Any] = {"tas": {}, "pr": {"link": "sqrt"}}
+    variables: dict[str, Any] = {"tas_departure": {}, "pr_departure": {"link": "identity"}}
     variables |= {f"coarse_{n}": {"link": "identity"} for n in map(str, coarse.data_vars)}
     overrides = {"domain.init_args.data": str(path), "domain.init_args.variables": variables}
     run = work / f"{name}-run"

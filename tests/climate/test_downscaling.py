@@ -8,7 +8,8 @@ import xarray as xr
 
 from sciLDM.domains.climate.axes import find_axes
 from sciLDM.domains.climate.baselines import Predictions
-from sciLDM.domains.climate.downscaling import PREFIX, downscale, joined, undone
+from sciLDM.domains.climate.downscaling import downscale
+from sciLDM.domains.climate.downscaling_join import PREFIX, Interpolation, joined
 from sciLDM.domains.climate.downscaling_study import (
     DownscalingData,
     DownscalingStudySettings,
@@ -80,8 +81,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, xr.Datase
             "init_args": {
                 "data": str(folder / "joint.nc"),
                 "variables": {
-                    "tas": {},
-                    "pr": {"link": "sqrt"},
+                    "tas_departure": {},
+                    "pr_departure": {"link": "identity"},
                     "coarse_tas": {},
                     "coarse_pr": {"link": "identity"},
                 },
@@ -114,7 +115,8 @@ def test_interpolation_is_undone_exactly() -> None:
     coarse, fine = pair()
     joint = joined(coarse, fine)
     grid = Grid.of(fine, find_axes(fine, "tas"))
-    operator, basis = undone(grid, coarse.lat.values, coarse.lon.values)
+    between = Interpolation.of(grid, coarse.lat.values, coarse.lon.values)
+    operator, basis = between.undone, between.basis
     splines = joint["coarse_tas"].values.reshape(DAYS, -1).astype(float)
     np.testing.assert_allclose(
         splines @ operator.T, coarse["tas"].values.reshape(DAYS, -1) @ basis.T, rtol=0, atol=2e-4
@@ -132,8 +134,12 @@ def test_coarse_cells_are_means_and_amounts_enter_by_their_root() -> None:
     joint = joined(coarse, fine)
     assert joint["coarse_pr"].attrs["units"] == "(mm day-1)0.5"
     assert float(joint["coarse_pr"].max()) < 2 * float(coarse["pr"].max()) ** 0.5
-    assert list(joint.data_vars) == ["tas", "pr", "coarse_tas", "coarse_pr"]
-    xr.testing.assert_equal(joint["tas"], fine["tas"])
+    assert list(joint.data_vars) == ["tas_departure", "pr_departure", "coarse_tas", "coarse_pr"]
+    np.testing.assert_allclose(joint["tas_departure"] + joint["coarse_tas"], fine["tas"], atol=1e-4)
+    np.testing.assert_allclose((joint["pr_departure"] + joint["coarse_pr"]) ** 2, fine["pr"], atol=1e-4)
+    whole = joined(coarse, fine, departures=False)
+    assert list(whole.data_vars) == ["tas", "pr", "coarse_tas", "coarse_pr"]
+    xr.testing.assert_equal(whole["tas"], fine["tas"])
 
 
 def test_dates_join_by_day_and_not_by_hour() -> None:
@@ -152,7 +158,8 @@ def test_what_does_not_belong_together_is_refused() -> None:
     bare["tas"].attrs.pop("units")
     with pytest.raises(DataError, match="no units for coarse_tas: say them"):
         joined(bare, fine)
-    assert joined(bare, fine, units={"coarse_tas": "K"})["coarse_tas"].attrs["units"] == "K"
+    kelvin = joined(bare.assign(tas=bare["tas"] + 273.15), fine, units={"coarse_tas": "K"})
+    np.testing.assert_allclose(kelvin["coarse_tas"], joined(coarse, fine)["coarse_tas"], atol=1e-3)
     with pytest.raises(DataError, match="no variable 'ta'"):
         joined(coarse, fine, units={"ta": "K"})
     with pytest.raises(DataError, match="no common dates"):

@@ -61,7 +61,7 @@ class MeasuredCovariance(LatentCovariance):
     @staticmethod
     @torch.no_grad()
     def measured(
-        parts: Iterable[tuple[Float[Tensor, "sample channel *shape"], Denoiser]],
+        parts: Iterable[tuple[Float[Tensor, "_ channel *shape"], Denoiser]],
         *,
         ratios: Sequence[float] = RATIOS,
         seed: int = 0,
