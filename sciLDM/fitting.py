@@ -38,6 +38,7 @@ from sciLDM.errors import ConfigError, DataError, GateError, ShapeMismatch
 from sciLDM.evaluate.doctor_gaussian import LatentGaussian
 from sciLDM.evaluate.doctor_sources import CARD_ENTRY
 from sciLDM.experiment import instantiate, read_config
+from sciLDM.gaussian_start import GaussianStart
 from sciLDM.guidance.posterior import MeasuredCovariance
 from sciLDM.model import LatentDiffusion, load
 from sciLDM.posterior.measure import measure_error
@@ -89,7 +90,7 @@ def fit(
     run = Path(output)
     full = read_config(config, overrides)
     experiment_domain = instantiate(full).domain  # refuses bad values before the folder is touched
-    claim(run, full, say)
+    claim(run, full, say, complete=read_config)
     corpus = experiment_domain.prepare(cache_root() / "features", progress or _silent)
     say(f"data: {', '.join(f'{n:,} {split}' for split, n in corpus.sizes.items())}")
     for note in corpus.notes:
@@ -266,13 +267,17 @@ class OneGrid:
         self.latents, self.step = latents, max(1, _START_NUMBERS // latents.size)
 
     def __iter__(self) -> Iterator[Tensor]:
+        return (z for z, _ in self.labelled())
+
+    def labelled(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """With the labels of each batch."""
         for start in range(0, len(self.latents), self.step):
-            z, mask, _ = self.latents.fields(np.arange(start, min(start + self.step, len(self.latents))))
+            z, mask, cond = self.latents.fields(np.arange(start, min(start + self.step, len(self.latents))))
             if mask is not None and not bool(mask.all()):
                 raise ConfigError(
                     "gaussian_start: latents have different cells, expected one grid for all; set it to false"
                 )
-            yield z
+            yield z, cond
 
 
 @torch.no_grad()
@@ -291,9 +296,12 @@ def _latents(
             cache = LatentCache.write(run / "latents", key, batches, corpus.sizes[split], progress=progress)
         found[split] = NormalisedLatents(cache, model.stats)
     model.stats.fit(found["train"].cache.batches())
-    if model.denoiser.start is not None:
+    start = model.denoiser.start
+    if start is not None:
         say(f"fitting the Gaussian that the denoiser starts from to {len(found['train']):,} latents")
-        model.denoiser.start.fit(OneGrid(found["train"]))
+        start.fit(OneGrid(found["train"]))
+    if isinstance(start, GaussianStart):
+        start.fit_variances(OneGrid(found["train"]).labelled())
     return found
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from sciLDM.artefact import Artefact, find_artefact, load_artefact, save_artefact
 from sciLDM.autoencoders import Autoencoder, LatentStats
+from sciLDM.conditions import Vector
+from sciLDM.data.ensemble import model_hash
 from sciLDM.denoiser import Denoiser, NetDenoiser
 from sciLDM.domain import Codec, FieldCodec, Request
 from sciLDM.errors import ArtefactError, ConfigError, DataError
@@ -90,7 +93,10 @@ class LatentDiffusion:
             return None
         size, context = channels * math.prod(self.codec.shape), self.experiment.objective.context
         if size <= LARGEST_START:
-            return GaussianStart(size, None if context is None else context.name)
+            varies = next(
+                ((c.name, c.size) for c in self.codec.conditions if isinstance(c, Vector) and c.spreads), None
+            )
+            return GaussianStart(size, None if context is None else context.name, varies=varies)
         if context is not None:
             raise ConfigError(
                 f"gaussian_start: latents have {size:,} numbers; with objective.context at most {LARGEST_START:,} work "
@@ -220,7 +226,8 @@ class LatentDiffusion:
         )  # fmt: skip
         run = reconstruct_tiled if large else reconstruct
         posterior = run(task, prior, settings, calibration=self.calibration, progress=progress)
-        return codec.deliver(posterior, task)
+        details = {**posterior.details, "model": model_hash(self)[:12]}
+        return codec.deliver(replace(posterior, details=details), task)
 
     @property
     def solver(self) -> PosteriorSolver:
@@ -231,7 +238,7 @@ class LatentDiffusion:
             return HybridSolver() if error is None else HybridSolver.measured(error)
         # Exact where latents are Gaussian, and free of derivatives of the network.
         if isinstance(start, GaussianStart):
-            covariance = DenseGaussian(start.covariance.cpu())
+            covariance = DenseGaussian.of(start)
             if len(start.mean) > LARGEST_JACOBIAN:
                 return GaussNewtonSolver(covariance=covariance, tolerance=0.05, max_iterations=8, rank=16)
             return DenseGaussNewtonSolver(covariance)

@@ -223,6 +223,7 @@ def test_a_model_reconstructs_with_it_and_keeps_it(tmp_path: Path) -> None:
     model.save(tmp_path / "copy")
     again = sciLDM.load(tmp_path / "copy").reconstruct(points(truth), points, **options)
     assert torch.equal(again.mean, got.mean)
+    assert again.details["model"] == got.details["model"]
 
 
 @pytest.mark.usefixtures("small_latents_are_large")

@@ -141,6 +141,17 @@ def test_another_configuration_is_refused(copy: Path, settings: dict) -> None:
         run(settings, copy, autoencoder_stage__learning_rate=1.0)
 
 
+def test_options_that_an_older_version_did_not_know_have_their_defaults(copy: Path, settings: dict) -> None:
+    stored = yaml.safe_load((copy / "config.yaml").read_text())
+    del stored["ignore_gate"], stored["gaussian_start"], stored["denoiser_stage"]["betas"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(stored))
+    said: list[str] = []
+    run(settings, copy, say=said.append)
+    assert said[0].startswith("continuing")
+    with pytest.raises(ConfigError, match=r"differs in gaussian_start"):
+        run(settings, copy, gaussian_start=True)
+
+
 def test_other_data_under_the_same_name_are_refused(copy: Path, settings: dict, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     settings["domain"]["init_args"]["data"] = str(table)

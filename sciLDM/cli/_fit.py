@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         "next",
         {
             "draw samples": f"scildm sample {output} -n 1000 --output samples.csv",
-            "score the model": f"scildm evaluate {output} -n 10000",
+            "score the model": f"scildm evaluate {output}",
             "write a report": f"scildm report {output}",
         },
     )

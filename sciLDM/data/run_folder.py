@@ -15,13 +15,31 @@ from sciLDM.errors import ConfigError
 __all__ = ["claim", "rank", "same_data", "write_json"]
 
 
-def claim(run: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Take the folder for this configuration, or refuse to mix two."""
+def claim(
+    run: Path,
+    config: Mapping[str, Any],
+    say: Callable[[str], None],
+    *,
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+) -> None:
+    """Take the folder for this configuration, or refuse to mix two.
+
+    Args:
+        run: The folder.
+        config: A complete configuration.
+        say: Receives a line.
+        complete: Fills what a stored configuration does not say: an older version knew fewer options.
+    """
     stored = run / "config.yaml"
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{run} is a file, expected a folder for the run; choose another --output")
     if stored.exists() and _started(run):
-        _check_same_run(run, _read_stored(stored), config)
+        before = _read_stored(stored)
+        try:
+            before = complete(before)
+        except ConfigError:
+            pass  # an option has gone or changed its meaning: compared as it is
+        _check_same_run(run, before, config)
         say(f"continuing {run} ({time.strftime('%Y-%m-%d %H:%M')})")
     elif not stored.exists() and run.exists() and any(run.iterdir()):
         raise ConfigError(f"{run} exists and is not a run of sciLDM; choose another --output")
