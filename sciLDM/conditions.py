@@ -69,10 +69,16 @@ class Scalar(Condition):
 @final
 @dataclass(frozen=True)
 class Vector(Condition):
-    """A fixed number of features, already of order one. Labels: `[batch, size]`."""
+    """A fixed number of features, already of order one. Labels: `[batch, size]`.
+
+    Attributes:
+        spreads: Whether the variance of what is modelled follows it, as that of the weather follows the season; a dense
+            `gaussian_start` then lets its own variances do so.
+    """
 
     dropout: float = 0.15
     size: int = 1
+    spreads: bool = False
 
     @property
     def trailing(self) -> int:

@@ -22,9 +22,14 @@ __all__ = ["Denoiser", "NetDenoiser"]
 
 
 class Denoiser(nn.Module, ABC):
-    """Posterior mean of the clean latent under `schedule`. Each sample is denoised on its own."""
+    """Posterior mean of the clean latent under `schedule`. Each sample is denoised on its own.
+
+    Attributes:
+        cond: The conditions of its rows, where it was given any.
+    """
 
     schedule: Schedule
+    cond: Cond | None = None
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()

@@ -140,6 +140,7 @@ def _stage_one(model: LatentDiffusion, corpus: Corpus, run: Path, say: Say) -> d
         resume=True,
     )
     stage.finished_network()
+    model.autoencoder.finish(Batches(corpus, "train", _batch_size(model)))
     held_out = reconstruction(model, corpus, "test")
     return {
         "steps": result.steps,

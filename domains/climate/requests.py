@@ -111,7 +111,7 @@ class Conditions:
         """As the denoiser needs them."""
         found: list[Condition] = []
         if self.season:
-            found.append(Vector("season", dropout=0.0, size=2))
+            found.append(Vector("season", dropout=0.0, size=2, spreads=True))
         if self.scenarios:
             found.append(Category("scenario", dropout=self.dropout, classes=len(self.scenarios)))
         found += [Scalar(n, dropout=self.dropout, mean=m, std=s) for n, (m, s) in self.scalars.items()]

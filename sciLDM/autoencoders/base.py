@@ -72,6 +72,12 @@ class Autoencoder(nn.Module, ABC, Generic[Fields, Decoded]):
             batches: The training split, in order; can be gone through several times.
         """
 
+    def finish(self, batches: Iterable[Fields]) -> None:
+        """Fit what needs the trained networks (say, gains of the decoder), after stage 1; as `prepare` otherwise.
+
+        Called again when a finished run is continued, with the same result.
+        """
+
     def code(self, fields: Fields) -> tuple[Tensor, Tensor | None]:
         """The noise-free latent that the diffusion model learns, with its mask."""
         latent = self.encode(fields)

@@ -18,6 +18,7 @@ COMMANDS = {
     "reconstruct": "rebuild fields from observations of them, with error bars",
     "forecast": "continue the last states of a file, as an ensemble",
     "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
+    "bench": "score samples under a published benchmark's protocol, beside the floor and published rows",
     "report": "write one HTML file about a run",
     "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
     "audit": "compare groups of patients, sites or scanners: accuracy, coverage, the worst group",
@@ -271,6 +272,31 @@ def _evaluate(p: _Parser) -> None:
     p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
 
 
+def _bench(p: _Parser) -> None:
+    p.usage = "scildm bench NAME RUN [-n N] [--steps N] [--output FOLDER]"
+    p.epilog = (
+        "NAME: qm9 or zinc250k (GDSS protocol, 10,000 molecules), moses (30,000 molecules; needs its wheel, see\n"
+        "datasets/moses_metrics). RUN may also be a file of samples of any program: one SMILES a line, or a .csv.\n"
+        "Results of one model with other settings (say --steps 4) are kept and printed side by side."
+    )
+    p.add_argument("benchmark", metavar="NAME", help="name of the benchmark")
+    p.add_argument(
+        "run", metavar="RUN", help="run folder, model folder, name of a shipped model, or a file of samples"
+    )
+    p.add_argument(
+        "-n", "--number", "--samples", type=_positive, metavar="N",
+        help="samples to draw (default: the protocol's)",
+    )  # fmt: skip
+    _sampling(p)
+    p.add_argument(
+        "--domain",
+        default="molecules",
+        metavar="NAME",
+        help="whose benchmark, for a file (default: molecules)",
+    )
+    p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
+
+
 def _report(p: _Parser) -> None:
     _model(p)
     p.add_argument(
@@ -355,6 +381,7 @@ _ADD: dict[str, Callable[[_Parser], None]] = {
     "reconstruct": _reconstruct,
     "forecast": _forecast,
     "evaluate": _evaluate,
+    "bench": _bench,
     "report": _report,
     "doctor": _doctor,
     "audit": _audit,

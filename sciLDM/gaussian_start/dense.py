@@ -1,6 +1,6 @@
 """A dense covariance, for latents of up to a few thousand numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import final
 
 import torch
@@ -15,6 +15,8 @@ __all__ = ["GaussianStart"]
 
 _KNOWN = 1e3
 """Deviation of a known cell, inverted: what is given counts as measured to a thousandth of a standard deviation."""
+_LEAST_FACTOR = 0.2
+"""Of a variance that follows a condition, on its mean."""
 
 
 @final
@@ -28,19 +30,30 @@ class GaussianStart(LatentStart):
     where a cell of `x_t` is a measurement of `x` with `S = alpha / sigma`, and a cell that the context gives has a
     large `S` instead. Without context this is diagonal in the eigenbasis of `C`.
 
+    The variance along each axis of that basis may follow a condition `c`, say the season: `v (1 + g (c - mean of c))`,
+    `g` by least squares on squared amplitudes, never less than a fifth of `v`.
+
     Args:
         size: Numbers in one latent; memory and time grow with its square (its cube with a context).
         context: The field condition whose cells are known where they are not NaN; None for none.
+        varies: Name and size of the vector condition that variances follow; None for none.
     """
 
     basis: Tensor
     variances: Tensor
+    centre: Tensor
+    slopes: Tensor
 
-    def __init__(self, size: int, context: str | None = None) -> None:
+    def __init__(
+        self, size: int, context: str | None = None, *, varies: tuple[str, int] | None = None
+    ) -> None:
         super().__init__(size)
-        self.context = context
+        self.context, self.varies = context, None if varies is None else varies[0]
         self.register_buffer("basis", torch.eye(size))
         self.register_buffer("variances", torch.ones(size))
+        width = 0 if varies is None else varies[1]
+        self.register_buffer("centre", torch.zeros(width), persistent=width > 0)
+        self.register_buffer("slopes", torch.zeros(width, size), persistent=width > 0)
 
     @torch.no_grad()
     def fit(self, latents: Iterable[Tensor]) -> None:
@@ -72,21 +85,60 @@ class GaussianStart(LatentStart):
         self.basis.copy_(basis)
         self.variances.copy_(variances.clamp(min=1e-8))
 
+    @torch.no_grad()
+    def fit_variances(self, latents: Iterable[tuple[Tensor, Mapping[str, Tensor]]]) -> None:
+        """How variances follow the condition, after `fit`: from the same latents with their labels.
+
+        Rows without a label are left out; nothing follows where hardly any has one.
+        """
+        if self.varies is None:
+            return
+        width, size = self.slopes.shape
+        options = {"dtype": torch.float64, "device": self.mean.device}
+        n, total, square = 0, torch.zeros(width, **options), torch.zeros(width, width, **options)
+        power, product = torch.zeros(size, **options), torch.zeros(width, size, **options)
+        mean, basis, variances = (b.double() for b in (self.mean, self.basis, self.variances))
+        for z, cond in latents:
+            label = cond[self.varies].to(mean)
+            kept = label.isfinite().all(dim=1)
+            c, x = label[kept], z.flatten(1).to(mean)[kept]
+            amplitude = ((x - mean) @ basis).square() / variances
+            n, total, power = n + len(c), total + c.sum(dim=0), power + amplitude.sum(dim=0)
+            square.addmm_(c.mT, c)
+            product.addmm_(c.mT, amplitude)
+        if n <= 2 * width:
+            return
+        centre = total / n
+        gram = square / n - torch.outer(centre, centre)
+        self.centre.copy_(centre)
+        self.slopes.copy_(
+            torch.linalg.pinv(gram, hermitian=True) @ (product / n - torch.outer(centre, power / n))
+        )
+
+    def variances_of(self, cond: Cond | None) -> Float[Tensor, "row size"]:
+        """Variances along `basis`: one row for each of the condition's, or a single one for all."""
+        given = None if self.varies is None or cond is None else cond.get(self.varies)
+        if given is None:
+            return self.variances[None]
+        # A label that is missing (NaN) is as good as the mean one.
+        away = (given.to(self.slopes) - self.centre).nan_to_num()
+        return self.variances * (1 + away @ self.slopes).clamp(min=_LEAST_FACTOR)
+
     @property
     def covariance(self) -> Float[Tensor, "size size"]:
-        """`C`, symmetric to the last bit."""
+        """`C`, symmetric to the last bit; of the mean condition where it follows one."""
         half = self.basis * self.variances.sqrt()
         return half @ half.T
 
     def correction(
-        self, v: Float[Tensor, "batch size"], alpha: Float[Tensor, "batch"], sigma: Float[Tensor, "batch"]
+        self,
+        v: Float[Tensor, "batch size"],
+        alpha: Float[Tensor, "batch"],
+        sigma: Float[Tensor, "batch"],
+        cond: Cond | None = None,
     ) -> Float[Tensor, "batch size"]:
-        a, s, variances, basis = (
-            alpha[:, None] ** 2,
-            sigma[:, None] ** 2,
-            self.variances.to(v),
-            self.basis.to(v),
-        )
+        a, s = alpha[:, None] ** 2, sigma[:, None] ** 2
+        variances, basis = self.variances_of(cond).to(v), self.basis.to(v)
         return (v @ basis * (s * (variances - 1) / (a * variances + s))) @ basis.T
 
     def forward(
@@ -98,15 +150,22 @@ class GaussianStart(LatentStart):
     ) -> Float[Tensor, "batch channel *shape"]:
         known = None if self.context is None or cond is None else cond.get(self.context)
         if known is None or not bool(known.isfinite().any()):
-            return self.estimate(x_t, alpha, sigma)
+            return self.estimate(x_t, alpha, sigma, cond)
         flat = x_t.flatten(1)
         rate, offset = (alpha / sigma)[:, None], (flat - alpha[:, None] * self.mean) / sigma[:, None]
         given = known.flatten(1).to(flat)
         there = given.isfinite()
         scale = torch.where(there, _KNOWN, rate)
         offset = torch.where(there, _KNOWN * (given.nan_to_num() - self.mean), offset)
-        covariance = self.covariance
-        system = scale[:, :, None] * covariance * scale[:, None, :]
-        system = system + torch.eye(len(self.mean), dtype=flat.dtype, device=flat.device)
-        found = torch.linalg.solve(system.double(), offset.double()).to(flat)
-        return (self.mean + (scale * found) @ covariance).view_as(x_t)
+        # Rows with the same known cells, noise and variances (an ensemble) share a factorisation.
+        keys = torch.cat([scale, self.variances_of(cond).to(flat).expand_as(scale)], dim=1)
+        keys, group = torch.unique(keys, dim=0, return_inverse=True)
+        basis, found = self.basis.to(flat), torch.empty_like(flat)
+        for k, key in enumerate(keys):
+            rows, (weights, variances) = group == k, key.chunk(2)
+            half = basis * variances.sqrt()
+            covariance = half @ half.T
+            system = weights[:, None] * covariance * weights + torch.eye(len(weights)).to(flat)
+            solved = torch.linalg.solve(system.double(), offset[rows].double().mT).mT.to(flat)
+            found[rows] = self.mean + (weights * solved) @ covariance
+        return found.view_as(x_t)

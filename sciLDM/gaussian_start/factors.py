@@ -100,7 +100,11 @@ class FactorStart(LatentStart):
         return self.estimate(x_t, alpha, sigma)
 
     def correction(
-        self, v: Float[Tensor, "batch size"], alpha: Float[Tensor, "batch"], sigma: Float[Tensor, "batch"]
+        self,
+        v: Float[Tensor, "batch size"],
+        alpha: Float[Tensor, "batch"],
+        sigma: Float[Tensor, "batch"],
+        cond: Cond | None = None,
     ) -> Float[Tensor, "batch size"]:
         basis, variances, loadings = self.basis.to(v), self.variances.to(v), self.loadings.to(v)
         a, s = alpha[:, None] ** 2, sigma[:, None] ** 2

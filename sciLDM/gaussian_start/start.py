@@ -41,9 +41,13 @@ class LatentStart(nn.Module, ABC):
 
     @abstractmethod
     def correction(
-        self, v: Float[Tensor, "batch size"], alpha: Float[Tensor, "batch"], sigma: Float[Tensor, "batch"]
+        self,
+        v: Float[Tensor, "batch size"],
+        alpha: Float[Tensor, "batch"],
+        sigma: Float[Tensor, "batch"],
+        cond: Cond | None = None,
     ) -> Float[Tensor, "batch size"]:
-        """`(T - I) v`."""
+        """`(T - I) v`, where `C` may depend on the conditions of a row."""
 
     @abstractmethod
     def forward(
@@ -60,6 +64,7 @@ class LatentStart(nn.Module, ABC):
         x_t: Float[Tensor, "batch channel *shape"],
         alpha: Float[Tensor, "batch"],
         sigma: Float[Tensor, "batch"],
+        cond: Cond | None = None,
     ) -> Float[Tensor, "batch channel *shape"]:
         """`E[x | x_t]`.
 
@@ -73,7 +78,7 @@ class LatentStart(nn.Module, ABC):
             )
         mean, a = self.mean.to(x_t), alpha[:, None]
         offset = x_t.flatten(1) - a * mean
-        found = offset + self.correction(offset, alpha, sigma)
+        found = offset + self.correction(offset, alpha, sigma, cond)
         return (mean + a / (a**2 + sigma[:, None] ** 2) * found).view(x_t.shape)
 
     def posterior_covariance(
@@ -81,7 +86,10 @@ class LatentStart(nn.Module, ABC):
         v: Float[Tensor, "batch channel *shape"],
         alpha: Float[Tensor, "batch"],
         sigma: Float[Tensor, "batch"],
+        cond: Cond | None = None,
     ) -> Float[Tensor, "batch channel *shape"]:
         """`Cov[x | x_t] v`, which is `(C^-1 + alpha^2 / sigma^2 I)^-1 v`."""
         flat, s = v.flatten(1), sigma[:, None] ** 2
-        return (s / (alpha[:, None] ** 2 + s) * (flat + self.correction(flat, alpha, sigma))).view(v.shape)
+        return (s / (alpha[:, None] ** 2 + s) * (flat + self.correction(flat, alpha, sigma, cond))).view(
+            v.shape
+        )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sciLDM.denoiser import Denoiser
 from sciLDM.errors import ConfigError
+from sciLDM.gaussian_start import GaussianStart
 from sciLDM.guidance.posterior.solver import Evaluations
 from sciLDM.parametrisation import expand
 
@@ -93,6 +94,22 @@ class DenseGaussian(LatentCovariance):
             raise ConfigError(f"covariance: expected no negative eigenvalue, got {float(variances[0]):.3g}")
         self.register_buffer("variances", variances.clamp(min=0))
         self.register_buffer("axes", axes)
+        self._start: GaussianStart | None = None
+
+    @staticmethod
+    def of(start: GaussianStart) -> "DenseGaussian":
+        """That of a denoiser's start, whose variances may follow a condition."""
+        found = DenseGaussian(start.covariance.cpu())
+        found.variances.copy_(start.variances)
+        found.axes.copy_(start.basis)
+        found._start = start
+        return found
+
+    def variances_of(self, denoiser: Denoiser) -> Float[Tensor, "row dim"]:
+        """Variances of the denoiser's rows along `axes`, or one row for all."""
+        if self._start is None or self._start.varies is None:
+            return self.variances[None]
+        return self._start.variances_of(denoiser.cond)
 
     @staticmethod
     def fit(latents: Float[Tensor, "sample *latent"]) -> "DenseGaussian":
@@ -118,7 +135,7 @@ class DenseGaussian(LatentCovariance):
         evaluations: Evaluations,
     ) -> Estimate:
         alpha, sigma = (c[:, None] for c in denoiser.schedule(t))
-        variances, axes = self.variances.to(z_t), self.axes.to(z_t)
+        variances, axes = self.variances_of(denoiser).to(z_t), self.axes.to(z_t)
         left = variances * sigma**2 / (alpha**2 * variances + sigma**2)
         evaluations.denoiser += 1
 

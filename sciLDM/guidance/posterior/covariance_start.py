@@ -38,6 +38,6 @@ class StartGaussian(LatentCovariance):
 
         @torch.no_grad()
         def apply(v: Tensor) -> Tensor:
-            return self.start.posterior_covariance(v, alpha, sigma.clamp(min=1e-6))
+            return self.start.posterior_covariance(v, alpha, sigma.clamp(min=1e-6), denoiser.cond)
 
         return denoiser(z_t, t), apply

@@ -73,7 +73,7 @@ class DenseGaussNewton(PosteriorDenoiser):
         self.evaluations.denoiser += 1
         prior = self.denoiser(x_t, t)
         alpha, sigma = (c[:, None].to(prior) for c in self.denoiser.schedule(t))
-        variances = self.covariance.variances.to(prior)
+        variances = self.covariance.variances_of(self.denoiser).to(prior)
         width = (variances * sigma**2 / (alpha**2 * variances + sigma**2)).sqrt()
         with torch.autocast(prior.device.type, enabled=False):
             linear = self._linear
