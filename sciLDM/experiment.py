@@ -5,7 +5,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": {"class_path": "sciLDM.samplers.DPMSolverPP2MSDE", "init_args": {"steps": 50}},
     "autoencoder_stage": {"max_steps": 2000},
     "denoiser_stage": {"max_steps": 20000, "ema_decay": 0.999},
+    "guide_stage": {"max_steps": 1500, "learning_rate": 2.0e-3, "decay_from": 0.7, "ema_decay": 0.995},
 }
 """What a configuration need not say. A key that it does say replaces these, stage settings one by one."""
 
@@ -62,6 +63,13 @@ class Experiment:
     """Devices, progress bars and loggers."""
     guidance: float = 1.0
     """Default guidance scale; 1 is the plain conditional model."""
+    guide: Network | None = None
+    """A much smaller network that is trained beside the denoiser and guides it when sampling (Autoguidance): fewer
+    failed samples at little cost. None for no guide."""
+    guide_scale: float = 2.0
+    """How far samples are pushed away from the guide's estimates; 1 switches it off."""
+    guide_stage: StageSettings = field(default_factory=StageSettings)
+    """Training of the guide, where there is one; far shorter than the denoiser's."""
     gaussian_start: bool = False
     """Start the denoiser from the exact one of a Gaussian fitted to the training latents: for fields on one grid
     in a common frame (a region, crops around one organ). With up to 4,096 numbers in a latent any covariance, and known

@@ -32,7 +32,7 @@ from sciLDM.autoencoders import LatentStats
 from sciLDM.data.cards import cache_root
 from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
 from sciLDM.data.run_folder import claim, rank, same_data, write_json
-from sciLDM.denoiser import Denoiser
+from sciLDM.denoiser import Denoiser, NetDenoiser
 from sciLDM.domain import Corpus, FieldCodec, Progress, Request
 from sciLDM.errors import ConfigError, DataError, GateError, ShapeMismatch
 from sciLDM.evaluate.doctor_gaussian import LatentGaussian
@@ -44,6 +44,7 @@ from sciLDM.model import LatentDiffusion, load
 from sciLDM.posterior.measure import measure_error
 from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stage
 from sciLDM.training.checkpoint import CHECKPOINT
+from sciLDM.training.settings import StageSettings
 
 __all__ = ["fit"]
 
@@ -109,7 +110,7 @@ def fit(
     _gate(model, summary["autoencoder"]["validation"], full["ignore_gate"], say)
     _measure_error(model, corpus, say)
     latents = _latents(model, corpus, run, progress or _silent, say)
-    summary["denoiser"] = _stage_two(model, latents, run, say)
+    summary |= _stage_two(model, latents, run, say)
     _measure_denoiser(model, latents["validation"], say)
     summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
         20 if sys.platform != "darwin" else 30
@@ -332,15 +333,33 @@ def _encoded(
 def _stage_two(
     model: LatentDiffusion, latents: Mapping[str, NormalisedLatents], run: Path, say: Say
 ) -> dict[str, Any]:
+    """Train the denoiser, and its guide where there is one."""
     say("stage 2: denoiser")
-    stage = DenoiserStage(model.denoiser, model.experiment.objective, model.codec.conditions)
+    experiment = model.experiment
+    summary = {
+        "denoiser": _train(model, model.denoiser, experiment.denoiser_stage, latents, run / "denoiser")
+    }
+    if model.guide is not None:
+        say("stage 2: guide")
+        summary["guide"] = _train(model, model.guide, experiment.guide_stage, latents, run / "guide")
+    return summary
+
+
+def _train(
+    model: LatentDiffusion,
+    denoiser: NetDenoiser,
+    settings: StageSettings,
+    latents: Mapping[str, NormalisedLatents],
+    folder: Path,
+) -> dict[str, Any]:
+    stage = DenoiserStage(denoiser, model.experiment.objective, model.codec.conditions)
     result = run_stage(
         stage,
         latents["train"],
         latents["validation"],
-        settings=model.experiment.denoiser_stage,
+        settings=settings,
         trainer=model.experiment.trainer,
-        folder=run / "denoiser",
+        folder=folder,
         resume=True,
     )
     stage.finished_network()

@@ -20,7 +20,7 @@ from sciLDM.domain import Codec, FieldCodec, Request
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
 from sciLDM.gaussian_start import FactorStart, GaussianStart, LatentStart
-from sciLDM.guidance import ClassifierFree
+from sciLDM.guidance import Autoguidance, ClassifierFree, Conditioned
 from sciLDM.guidance.posterior import (
     DenseGaussian,
     DenseGaussNewtonSolver,
@@ -58,6 +58,7 @@ class LatentDiffusion:
         reference: Folder with the training and test items, or None.
 
     Attributes:
+        guide: A worse denoiser, away from which `sample` is guided (`sciLDM.guidance.Autoguidance`); None without.
         autoencoder_error: Variance of what the autoencoder loses, for fields on a grid; None where not measured.
         denoiser_error: Covariance of the denoiser's error by noise level, for fields on a grid; None if not measured.
         calibration: Factors on the widths of reconstructions, by family of operators; None before calibration.
@@ -83,10 +84,22 @@ class LatentDiffusion:
         self.denoiser = NetDenoiser(
             net, self.experiment.schedule, self.experiment.parametrisation, start=self._start(channels)
         ).eval()
+        self.guide = self._guide(channels)
         self.autoencoder_error: AutoencoderError | None = None
         self.denoiser_error: MeasuredCovariance | None = None
         self.calibration: Conformal | None = None
         self.device = torch.device("cpu")
+
+    def _guide(self, channels: int) -> NetDenoiser | None:
+        experiment = self.experiment
+        if experiment.guide is None:
+            return None
+        if experiment.gaussian_start:
+            raise ConfigError(
+                "guide: expected no gaussian_start beside it (a small network would get little wrong); drop one of them"
+            )
+        net = experiment.guide.build(channels, self.codec.shape, self.codec.conditions)
+        return NetDenoiser(net, experiment.schedule, experiment.parametrisation).eval()
 
     def _start(self, channels: int) -> LatentStart | None:
         if not self.experiment.gaussian_start:
@@ -107,7 +120,13 @@ class LatentDiffusion:
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose tensors make up the artefact."""
-        parts = {"autoencoder": self.autoencoder, "stats": self.stats, "denoiser": self.denoiser}
+        parts: dict[str, nn.Module] = {
+            "autoencoder": self.autoencoder,
+            "stats": self.stats,
+            "denoiser": self.denoiser,
+        }
+        if self.guide is not None:
+            parts["guide"] = self.guide
         errors = {"autoencoder_error": self.autoencoder_error, "denoiser_error": self.denoiser_error}
         return parts | {name: error for name, error in errors.items() if error is not None}
 
@@ -121,7 +140,9 @@ class LatentDiffusion:
         self.device = torch.device(device)
         for part in self.parts.values():
             part.to(self.device)
-        self.denoiser.autocast_dtype = dtype
+        for denoiser in (self.denoiser, self.guide):
+            if denoiser is not None:
+                denoiser.autocast_dtype = dtype
         return self
 
     def sample(
@@ -262,7 +283,7 @@ class LatentDiffusion:
         latents = []
         for k, start in enumerate(batches):
             part = slice(start, start + batch_size)
-            denoiser = self.guided(request, part, guidance)
+            denoiser = self._away_from_guide(self.guided(request, part, guidance), request, part)
             report = None
             if progress is not None:
                 report = lambda step, total, _x0, k=k: progress(k * total + step, len(batches) * total)  # noqa: E731
@@ -273,9 +294,11 @@ class LatentDiffusion:
     def guided(
         self, request: Request, part: slice, guidance: float | Mapping[str, float] | None = None
     ) -> Denoiser:
-        """The denoiser for some samples of a request, with their conditions and the guidance asked for."""
-        cond = {name: label[part].to(self.device) for name, label in request.cond.items()}
-        mask = None if request.mask is None else request.mask[part].to(self.device)
+        """The denoiser for some samples of a request, with their conditions and the guidance asked for.
+
+        Without the guide: what is a posterior mean here (reconstruction, likelihood, flows) must remain one.
+        """
+        cond, mask = self._given(request, part)
         return ClassifierFree(
             self.denoiser,
             cond,
@@ -284,6 +307,17 @@ class LatentDiffusion:
             always=request.always,
             self_condition=self.experiment.objective.self_condition > 0,
         )
+
+    def _away_from_guide(self, denoiser: Denoiser, request: Request, part: slice) -> Denoiser:
+        if self.guide is None:
+            return denoiser
+        memory = self.experiment.objective.self_condition > 0
+        bad = Conditioned(self.guide, *self._given(request, part), self_condition=memory)
+        return Autoguidance(denoiser, bad, self.experiment.guide_scale)
+
+    def _given(self, request: Request, part: slice) -> tuple[dict[str, Tensor], Tensor | None]:
+        cond = {name: label[part].to(self.device) for name, label in request.cond.items()}
+        return cond, None if request.mask is None else request.mask[part].to(self.device)
 
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Path:
         """Write `model.safetensors`, `config.yaml` and `card.json`; `dtype` halves the matrices, say bfloat16."""
