@@ -1,9 +1,12 @@
-r"""Daily sea-level pressure: gap filling and forecasts of two held-out years, ours beside the classical methods.
+r"""Daily sea-level pressure: two held-out years compressed, filled, forecast and synthesised, beside classical methods.
 
 The model is that of `configs/climate/ncep_slp.yaml`, trained in the work folder unless `--model` names a run. Scores
 are kept there case by case (a mask and a share of observed places; the forecasts), so a run that was stopped goes on
 where it was. What is tuned (radii of localisation, numbers of modes, factors on the spread) is tuned on the validation
 period.
+
+Synthesis has models of its own, trained on 5 % of the days before the held-out years (`synthesis_study`): blocks of
+five days, or single ones, spread evenly.
 """
 
 import argparse
@@ -17,12 +20,21 @@ import torch
 from _common import Row, machine, parser, print_rows, versions, without_aims, write_rows
 
 from sciLDM import fit, load
+from sciLDM.data.cards import locate
+from sciLDM.domains.climate.evaluation_compression import compression
 from sciLDM.domains.climate.evaluation_gaps import GapSettings, gap_filling
+from sciLDM.domains.climate.forecast import ForecastSettings
 from sciLDM.domains.climate.forecast_study import ForecastStudySettings, forecast_study
+from sciLDM.domains.climate.read import open_dataset
+from sciLDM.domains.climate.synthesis_study import COLUMNS, SynthesisSettings, synthesis_study, thinned
 from sciLDM.model import LatentDiffusion
 
 OURS, DAILY, WINDOW = "latent diffusion", "localised EnOI", "localised EnOI, "
-CONFIG = Path(__file__).parents[1] / "configs" / "climate" / "ncep_slp.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs" / "climate"
+CONFIG, SYNTHESIS = CONFIGS / "ncep_slp.yaml", CONFIGS / "ncep_slp_few.yaml"
+PARTS = ("compression", "gaps", "forecasts", "synthesis")
+SHARE, HELD_OUT = 0.05, "2007"
+BLOCKS = {"blocks of five days": 5, "single days": 1}
 MASKS, FRACTIONS = ("random", "stations", "swath"), (0.01, 0.05, 0.2)
 SIMPLE = ("climatology", "persistence", "linear inverse model", "analogs")
 SHOWN = ("method", "calibrated", "factor", "rmse", "crps", "spread_skill", "coverage", "chi2", "crps_ratio")
@@ -50,10 +62,72 @@ def forecasts(model: LatentDiffusion, options: argparse.Namespace) -> list[dict[
     """Rows of all leads."""
     path = _path(options, f"forecasts-{options.cases}-{options.members}")
     if not path.exists():
-        settings = ForecastStudySettings(members=options.members, cases=options.cases)
+        how = ForecastSettings(sampler_steps=options.steps)
+        settings = ForecastStudySettings(members=options.members, cases=options.cases, forecast=how)
         study = forecast_study(model, settings=settings, output=path)
         print(study.table(("lead", *SHOWN)), flush=True)
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def compressed(model: LatentDiffusion, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of autoencoder and principal components."""
+    path = _path(options, "compression")
+    if not path.exists():
+        compression(model, output=path)
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def synthesis(options: argparse.Namespace) -> dict[str, Any]:
+    """Studies of models of few days, by how these days are spread."""
+    found = {}
+    whole = locate("ncep_slp")
+    for told, block in BLOCKS.items():
+        path, data = _path(options, f"synthesis-{block}"), options.work / f"few-{block}.nc"
+        if not path.exists():
+            thinned(open_dataset(whole).load(), HELD_OUT, share=SHARE, block=block).to_netcdf(data)
+            quick = {"autoencoder_stage.max_steps": 5, "denoiser_stage.max_steps": 2} if options.quick else {}
+            overrides = {"domain.init_args.data": str(data), "ignore_gate": options.quick, **quick}
+            model = fit(SYNTHESIS, options.work / f"few-{block}", overrides=overrides)
+            settings = SynthesisSettings(
+                steps=options.steps, **({"count": 40, "resamples": 5} if options.quick else {})
+            )
+            study = synthesis_study(model, "ncep_slp", settings=settings, output=path)
+            print(f"{told}\n{study.table(COLUMNS)}", flush=True)
+        found[told] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def compression_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The table, with the aims on our row."""
+    ours, theirs = rows
+    return [
+        Row("autoencoder: compression", ours["ratio"], "1", at_least=8.0),
+        Row("autoencoder: rmse / PCA", ours["rmse"] / theirs["rmse"], "1", at_most=1.0,
+            note=f"{ours['rmse']:.4f}, PCA {theirs['rmse']:.4f} of the training deviation"),
+        Row("autoencoder: spectral ratio, smallest", ours["spectral_ratio_min"], "1", at_least=0.8,
+            note=f"PCA {theirs['spectral_ratio_min']:.3f}"),
+        Row("autoencoder: spectral ratio, largest", ours["spectral_ratio_max"], "1", at_most=1.25),
+    ]  # fmt: skip
+
+
+def synthesis_rows(found: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Shares within the sampling error, and copies."""
+    made = []
+    for told, study in found.items():
+        kept = {r["fields"]: r for r in study["rows"]}
+        ours = kept["latent diffusion"]
+        for name in ("std", "p1", "p99", "eof"):
+            others = ", ".join(
+                f"{k} {kept[k][f'{name}_within']:.2f}" for k in kept if k != "latent diffusion"
+            )
+            made.append(
+                Row(f"{told}: {name} within sampling error", ours[f"{name}_within"], "1", note=others)
+            )
+        note = f"share of copies {ours['copies']:.3f} (held-out fields: 0.01)"
+        made.append(
+            Row(f"{told}: nearest training field, ours / held-out", ours["distance_ratio"], "1", note=note)
+        )
+    return made
 
 
 def gap_rows(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
@@ -117,13 +191,14 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--work", type=Path, default=Path("runs/climate"), help="keeps model and scores")
     arguments.add_argument("--model", help="a trained run, instead of training one")
+    arguments.add_argument("--parts", nargs="*", default=PARTS, help="some of the parts")
     arguments.add_argument("--masks", nargs="*", default=MASKS, help="some of the masks")
     arguments.add_argument("--fractions", nargs="*", type=float, default=FRACTIONS)
     arguments.add_argument("--windows", type=int, default=48, help="test windows of gap filling")
     arguments.add_argument("--validation", type=int, default=48, help="validation windows, at most")
     arguments.add_argument("--cases", type=int, default=120, help="test forecasts")
     arguments.add_argument("--members", type=int, default=32, help="of every ensemble")
-    arguments.add_argument("--steps", type=int, help="of the sampler; the model's default")
+    arguments.add_argument("--steps", type=int, help="of the sampler; the model's defaults")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     if options.quick:
@@ -134,24 +209,33 @@ def main() -> None:
         model = load(options.model)
     else:
         model = fit(CONFIG, options.work / "model", overrides=quick if options.quick else None)
-    found, ahead = gaps(model, options), forecasts(model, options)
-    made = gap_rows(found) + forecast_rows(ahead)
+    made: list[Row] = []
+    summary: dict[str, Any] = {"windows": options.windows, "members": options.members}
+    if "compression" in options.parts:
+        summary["compression"] = compressed(model, options)
+        made += compression_rows(summary["compression"])
+    if "gaps" in options.parts:
+        summary["gaps"] = gaps(model, options)
+        made += gap_rows(summary["gaps"])
+    if "forecasts" in options.parts:
+        summary["forecasts"] = forecasts(model, options)
+        made += forecast_rows(summary["forecasts"])
+    if "synthesis" in options.parts:
+        summary["synthesis"] = synthesis(options)
+        made += synthesis_rows(summary["synthesis"])
     made = without_aims(made) if options.quick else made
     print_rows(made)
     write_rows(made, options.json)
-    whole = tuple(options.masks) == MASKS and tuple(options.fractions) == FRACTIONS
+    whole = (tuple(options.parts), tuple(options.masks), tuple(options.fractions)) == (
+        PARTS,
+        MASKS,
+        FRACTIONS,
+    )
     if whole and not options.quick:
-        summary = {
-            "machine": machine(),
-            "versions": versions(["sciLDM", "torch"]),
-            "training": model.card.get("training", {}),
-            "windows": options.windows,
-            "members": options.members,
-            "gaps": found,
-            "forecasts": ahead,
-        }
+        about = {"machine": machine(), "versions": versions(["sciLDM", "torch"])}
+        content = {**about, "training": model.card.get("training", {}), **summary}
         path = Path(__file__).parent / "results" / "climate.json"
-        path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

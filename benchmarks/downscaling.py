@@ -4,6 +4,7 @@ perfect   predictors are means of the fine fields over the cells of CNRM-CM5, th
           single days
 cmip5     predictors of CNRM-CM5 itself (tas, pr, psl, ta850, hus850). The fine run was driven by another global model
           (EC-EARTH): both share the season and not the day, and no method can be better than climatology
+days      whether the files of CNRM-CM5 and of the fine run share their days: correlations, day by day and shifted
 transfer  tas and pr of CNRM-CM5, quantile-mapped to the predictors of `perfect` and downscaled by its model: a climate
 
 Needs the files of the data card `iberia`. Work is kept in a folder: joint data, models, ensembles block by block; a run
@@ -15,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from _common import machine, versions
 
@@ -98,6 +100,48 @@ def transferred(
     return rows
 
 
+def same_days(coarse: xr.Dataset, means: xr.Dataset) -> dict[str, Any]:
+    """Correlations of daily anomalies of two data sets on one grid: same days, days apart, other winters.
+
+    Anomalies are those of each day of the winter, from its mean over all winters smoothed by a fortnight. Winters are
+    paired with every other one: what two winters have in common that share no day.
+    """
+    winter = (coarse["time"].dt.year + (coarse["time"].dt.month == 12)).values
+    order = np.concatenate([np.arange((winter == w).sum()) for w in np.unique(winter)])
+    found: dict[str, Any] = {}
+    for name in ("tas", "pr"):
+        parts = []
+        for dataset in (coarse, means):
+            values = dataset[name].transpose("time", ...).values.reshape(len(order), -1).astype(float)
+            daily = np.stack(
+                [values[np.abs(order - day) <= 7].mean(axis=0) for day in range(order.max() + 1)]
+            )
+            parts.append([(values - daily[order])[winter == w] for w in np.unique(winter)])
+        a, b = parts
+
+        def alike(pairs: list[tuple[int, int]], lag: int = 0, a: Any = a, b: Any = b) -> float:
+            """Mean over cells."""
+            xs, ys = [], []
+            for i, j in pairs:
+                n = min(len(a[i]), len(b[j]))
+                x, y = a[i][:n], b[j][:n]
+                xs.append(x[max(0, -lag) : n - max(0, lag)])
+                ys.append(y[max(0, lag) : n - max(0, -lag)])
+            x, y = np.concatenate(xs), np.concatenate(ys)
+            x, y = x - x.mean(0), y - y.mean(0)
+            return float(((x * y).mean(0) / np.sqrt((x**2).mean(0) * (y**2).mean(0))).mean())
+
+        count = len(a)
+        same = [(k, k) for k in range(count)]
+        others = [alike([(k, (k + shift) % count) for k in range(count)]) for shift in range(1, count)]
+        found[name] = {
+            "same days": alike(same),
+            "most of lags -10 to 10": max(alike(same, lag) for lag in range(-10, 11)),
+            "other winters, least and most": [min(others), max(others)],
+        }
+    return found
+
+
 def picture(work: Path, data: DownscalingData, folder: Path, day: int) -> None:
     """Predictor, truth, mean, two members and spread of one day."""
     block = 32 * (day // 32)
@@ -123,7 +167,7 @@ def main() -> None:
     arguments.add_argument("--members", type=int, default=8)
     arguments.add_argument("--validation", type=int, default=3, help="every how many-th validation date")
     arguments.add_argument("--steps", type=int, default=10)
-    arguments.add_argument("--only", nargs="+", default=["perfect", "cmip5", "transfer"])
+    arguments.add_argument("--only", nargs="+", default=["days", "perfect", "cmip5", "transfer"])
     arguments.add_argument("--day", type=int, default=45, help="test day of the picture")
     arguments.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "downscaling.json")
     options = arguments.parse_args()
@@ -131,6 +175,13 @@ def main() -> None:
     pairs = {"perfect": coarsened(fine, coarse), "cmip5": coarse}
     result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     models, data = {}, {}
+    if "days" in options.only:
+        result["days"] = {
+            "CNRM-CM5 and the fine run": same_days(coarse, pairs["perfect"]),
+            "the fine run and itself a day later": same_days(pairs["perfect"].roll(time=1), pairs["perfect"]),
+        }
+        print(json.dumps(result["days"], indent=2))
+        write(options.json, result)
     for name, predictors in pairs.items():
         if name not in options.only and "transfer" not in options.only:
             continue

@@ -7,7 +7,7 @@ patch, and training steps, samples and memory beside MONAI's networks of equal s
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +104,22 @@ def _inside(value: float, low: float, high: float) -> str:
     return f"aim {low:g} to {high:g} {'met' if low <= value <= high else 'MISSED'}"
 
 
-def record(found: Study, model: LatentDiffusion, made: Sequence[Row]) -> Mapping[str, Any]:
-    """What the results file says."""
-    return {
+def record(
+    model: LatentDiffusion, found: Study | None, scores: Sequence[Row], spent: Sequence[Row], path: Path
+) -> None:
+    """Write the results file; a part that was not run keeps what it said."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content |= {
         "machine": machine(),
         "versions": versions(["sciLDM", "torch", "monai"]),
         "training": model.card.get("training", {}),
-        "protocol": json.loads(json.dumps(found.protocol, default=str)),
-        "study": found.rows,
-        "rows": [vars(row) | {"verdict": row.verdict} for row in made],
     }
+    for name, part in (("rows", scores), ("cost", spent)):
+        if part:
+            content[name] = [vars(row) | {"verdict": row.verdict} for row in part]
+    if found is not None:
+        content |= {"protocol": found.protocol, "study": found.rows}
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -125,6 +131,10 @@ def main() -> None:
     arguments.add_argument("--test", type=int, default=21, help="test volumes")
     arguments.add_argument("--validation", type=int, default=21, help="volumes that tune and calibrate")
     arguments.add_argument("--samples", type=int, default=16, help="of each volume's posterior")
+    arguments.add_argument("--steps", type=int, help="of the sampler; the model's default when left out")
+    arguments.add_argument(
+        "--results", type=Path, help=f"results file to bring up to date, say {RESULTS}/medical.json"
+    )
     arguments.add_argument("--minutes", type=float, default=21.0, help="training of each supervised network")
     arguments.add_argument(
         "--net-steps", type=int, help="its steps instead, for machines that others use too"
@@ -136,23 +146,23 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     model = prior(options.run or options.work / "prior", options.config)
-    quick, made, found = options.quick, [], None
+    quick, scores, spent, found = options.quick, [], [], None
     if "study" in options.parts:
         net = SupervisedSettings(
             minutes=options.minutes, max_steps=2 if quick else options.net_steps, precision="bf16"
         )
         settings = StudySettings(
             samples=2 if quick else options.samples,
-            steps=2 if quick else None,
+            steps=2 if quick else options.steps,
             test=1 if quick else options.test,
             validation=1 if quick else options.validation,
             tuning=1 if quick else 6,
             supervised=net,
         )
         found = study(model, options.tasks, options.work, settings)
-        made += rows(found)
+        scores = rows(found)
     if "cost" in options.parts:
-        made += costs(
+        spent = costs(
             model,
             options.work / "cache",
             options.cost_minutes,
@@ -160,14 +170,14 @@ def main() -> None:
             clock=options.clock,
             quick=quick,
         )
+    made = [*scores, *spent]
     made = without_aims(made) if quick else made
     print_rows(made)
     write_rows(made, options.json)
     if found is not None and not quick:
         found.save(options.work / "study")
-        if options.config == "hippocampus.yaml" and set(options.parts) == {"study", "cost"}:
-            text = json.dumps(record(found, model, made), indent=1, default=str)
-            (RESULTS / "medical.json").write_text(text + "\n", encoding="utf-8")
+    if not quick and options.results is not None:
+        record(model, found, scores, spent, options.results)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,9 @@ class Experiment:
     """Start the denoiser from the exact one of a Gaussian fitted to the training latents: for fields on one grid
     in a common frame (a region, crops around one organ). With up to 4,096 numbers in a latent any covariance, and known
     states; with more one for each cell, and a few patterns between cells."""
+    start_patterns: int | None = None
+    """Most patterns between cells of such a start; null for 96. With few or overlapping training volumes take 1: more
+    patterns fit those very volumes, and a network trained on top learns to trust them."""
     autoencoder_from: str | None = None
     """Take the autoencoder of another run (or shipped model) instead of training one."""
     ignore_gate: bool = False

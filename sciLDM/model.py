@@ -115,7 +115,7 @@ class LatentDiffusion:
                 f"gaussian_start: latents have {size:,} numbers; with objective.context at most {LARGEST_START:,} work "
                 "(known cells need a dense covariance); set it to false"
             )
-        return FactorStart(channels, self.codec.shape)
+        return FactorStart(channels, self.codec.shape, rank=self.experiment.start_patterns)
 
     @property
     def parts(self) -> dict[str, nn.Module]:

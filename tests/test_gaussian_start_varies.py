@@ -51,6 +51,22 @@ def test_variances_follow_the_condition() -> None:
     assert torch.allclose(far[0, 1], 0.2 * START.variances[1])
 
 
+def test_few_rows_share_a_slope_and_many_have_their_own() -> None:
+    size, slope = 40, torch.tensor([[0.5], [0.0]])
+    own = 0.3 * NOISE.normal([0], (2, size), stream="own")[0]
+    for count, per_axis in ((100, 0 * own), (100, own), (40_000, own)):
+        true = slope + per_axis
+        phase = torch.arange(count) * 0.61
+        c = torch.stack([phase.cos(), phase.sin()], dim=1)
+        z = NOISE.normal(range(count), (size,)) * (1 + c @ true).clamp(min=0.05).sqrt()
+        start = GaussianStart(size, varies=("season", 2))
+        start.mean.zero_()  # as if it were known
+        start.fit_variances([(z.view(count, 1, size), {"season": c})])
+        error = (start.slopes - true).square().mean().sqrt()
+        # Two numbers of variance 2 / (n / 2) each would be off by 0.2 with 100 rows.
+        assert float(error) < {100: 0.12 if per_axis.sum() == 0 else 0.31, 40_000: 0.03}[count]
+
+
 def test_without_labels_nothing_follows() -> None:
     start = GaussianStart(2, varies=("season", 2))
     z = NOISE.normal(range(50), (1, 2))

@@ -27,7 +27,14 @@ from sciLDM.rng import NoiseSource
 if TYPE_CHECKING:
     from sciLDM.domains.climate.codec import ClimateCodec
 
-__all__ = ["FieldSet", "evaluate_samples", "read_reference", "sampled_fields"]
+__all__ = [
+    "FieldSet",
+    "evaluate_samples",
+    "gaussian_fields",
+    "nearest_distances",
+    "read_reference",
+    "sampled_fields",
+]
 
 _BLOCK, _RESAMPLES = 30, 60
 _MODES = 20
@@ -66,7 +73,7 @@ def evaluate_samples(
     if test is None:
         raise DataError(f"{reference} holds no test period: it was not written by this adapter")
     drawn = sampled_fields(codec, samples)
-    gaussian = None if train is None else _gaussian(codec, train, drawn)
+    gaussian = None if train is None else gaussian_fields(codec, train, drawn)
     failures = []
     if train is None:
         failures.append("the run folder holds no training fields: no floor, no baseline, no check for copies")
@@ -227,7 +234,8 @@ def _resampled(test: FieldSet, score: Score) -> float | None:
     return float(np.quantile(found, 0.95))
 
 
-def _gaussian(codec: "ClimateCodec", train: FieldSet, drawn: FieldSet) -> FieldSet:
+def gaussian_fields(codec: "ClimateCodec", train: FieldSet, drawn: FieldSet) -> FieldSet:
+    """Fields of independent Gaussian principal components of the training fields, at the dates of the drawn ones."""
     from sciLDM.domains.climate.evaluation_data import StudyData
 
     study = StudyData(codec, {})
@@ -243,7 +251,9 @@ def _copies(codec: "ClimateCodec", drawn: FieldSet, test: FieldSet, train: Field
     weights = np.broadcast_to(codec.template.grid.area, exists.shape)[exists]
     root = np.sqrt(weights / weights.sum())
     scale = float(np.sqrt(((train.anomalies * root) ** 2).sum(1).mean()))
-    ours, theirs = (_nearest(s.anomalies * root, train.anomalies * root) / scale for s in (drawn, test))
+    ours, theirs = (
+        nearest_distances(s.anomalies * root, train.anomalies * root) / scale for s in (drawn, test)
+    )
     near = float(np.quantile(theirs, 0.01))
     return [
         {
@@ -258,7 +268,10 @@ def _copies(codec: "ClimateCodec", drawn: FieldSet, test: FieldSet, train: Field
     ]  # fmt: skip
 
 
-def _nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def nearest_distances(
+    a: Float[np.ndarray, "state value"], b: Float[np.ndarray, "other value"]
+) -> Float[np.ndarray, "state"]:
+    """Euclidean distance of each row of `a` to the nearest one of `b`."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     square = (b**2).sum(1)
     found = []

@@ -45,6 +45,9 @@ class FilmAutoencoder(Autoencoder[GridFields, Tensor]):
     def prepare(self, batches: Iterable[GridFields]) -> None:
         self.states.prepare(_apart(fields) for fields in batches)
 
+    def finish(self, batches: Iterable[GridFields]) -> None:
+        self.states.finish(_apart(fields) for fields in batches)
+
     def encode(self, fields: GridFields) -> Latent:
         latent = self.states.encode(_apart(fields))
         log_std = None if latent.log_std is None else self._together(latent.log_std)

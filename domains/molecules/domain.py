@@ -145,6 +145,22 @@ class Molecules(Domain):
 
         return sections(material)
 
+    @staticmethod
+    def benchmark(name: str, codec: Any, reference: Path | None, *, device: str = "cpu") -> Any:
+        """A published benchmark: `qm9`, `zinc250k` or `moses`; see `benchmarks.make_benchmark`."""
+        from sciLDM.domains.molecules.bench import Context
+        from sciLDM.domains.molecules.benchmarks import make_benchmark
+
+        source = codec.state["source"] if isinstance(codec, MoleculeCodec) else None
+        return make_benchmark(name, source=source, run=reference, context=Context(None, device))
+
+    @staticmethod
+    def read_generated(path: Path) -> MoleculeSamples:
+        """Samples of any program; see `benchmarks.read_generated`."""
+        from sciLDM.domains.molecules.benchmarks import read_generated
+
+        return read_generated(path)
+
     def read_samples(self, path: Path) -> MoleculeSamples:
         """Samples written earlier by `MoleculeSamples.write`."""
         from sciLDM.domains.molecules.report import read_samples

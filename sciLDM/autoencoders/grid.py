@@ -23,9 +23,10 @@ from sciLDM.autoencoders.grid_fields import GridFields, gradient_error, log_spec
 from sciLDM.autoencoders.grid_moments import StreamingMoments
 from sciLDM.autoencoders.grid_pca import BlockPCA, LinearSkip, PCASkip
 from sciLDM.autoencoders.grid_settings import GridSettings
-from sciLDM.errors import DataError, ShapeMismatch
+from sciLDM.autoencoders.spectral_gain import SpectralGain
+from sciLDM.errors import ConfigError, DataError, ShapeMismatch
 from sciLDM.nets.convolutional import Edge, extend
-from sciLDM.nets.grid_coder import GridDecoder, GridEncoder
+from sciLDM.nets.grid_coder import GridDecoder, GridEncoder, GridLayout
 
 __all__ = ["GridAutoencoder", "GridFields", "GridSettings"]
 
@@ -79,6 +80,7 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         guess = 0 if self.pca is None else data_channels
         inputs = data_channels * (1 + masked) + guess + static_channels
         outputs = settings.channels * (1 if settings.kl_weight is None else 2)
+        self.sharpen = _gain(data_channels, layout, settings.sharpen, masked=masked)
         self.encoder = GridEncoder(inputs, 0 if guess else data_channels, outputs, layout)
         self.decoder = GridDecoder(
             settings.channels, data_channels, layout, static=static_channels, guess=guess
@@ -125,6 +127,13 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         if self.pca is not None:
             self.pca.fit(moments.components(offset, scale))
 
+    @torch.no_grad()
+    def finish(self, batches: Iterable[GridFields]) -> None:
+        """One pass over training data: the gains of `sharpen`."""
+        if self.sharpen is not None:
+            self.sharpen.gain.fill_(1.0)
+            self.sharpen.fit(self._compared(f, self.decode(self.code(f)[0]))[:2] for f in batches)
+
     def encode(self, fields: GridFields) -> Latent:
         x, linear = self.encoder_input(fields)
         return self.to_latent(self.encoder(x), linear)
@@ -147,7 +156,8 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         """
         self.check_latents(z, shape)
         guess, static = self.first_guess(z), self.padded_static()
-        return self.to_fields(self.decoder(z, static, guess), guess, shape)
+        x = self.to_fields(self.decoder(z, static, guess), guess, shape)
+        return x if self.sharpen is None or self.training else self.sharpen(x, _column(self.offset, x))
 
     def reconstruction_loss(
         self, fields: GridFields, decoded: Float[Tensor, "batch channel *shape"]
@@ -278,11 +288,21 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         self._check_size(values.shape[2:])
 
     def _check_size(self, shape: Sequence[int]) -> None:
-        if tuple(shape) != self.layout.shape and (isinstance(self.pca, PCASkip) or len(self.static)):
+        if tuple(shape) != self.layout.shape and (
+            isinstance(self.pca, PCASkip) or len(self.static) or self.sharpen is not None
+        ):
             raise ShapeMismatch(
-                f"an autoencoder with principal components or static fields is bound to its grid "
+                f"an autoencoder with principal components, static fields or sharpening is bound to its grid "
                 f"{self.layout.shape}, got {tuple(shape)}"
             )
+
+
+def _gain(channels: int, layout: GridLayout, share: float, *, masked: bool) -> SpectralGain | None:
+    if not share:
+        return None
+    if masked or "circular" in layout.edges:
+        raise ConfigError("autoencoder.sharpen needs complete fields that are not periodic; set it to 0")
+    return SpectralGain(channels, layout.shape, share)
 
 
 def _continued(edges: Sequence[Edge]) -> tuple[Edge, ...]:

@@ -65,6 +65,10 @@ class GridSettings:
     spectral: float = 0.0
     """Weight of the error of the logarithmic power spectrum."""
 
+    sharpen: float = 0.0
+    """Share of the power of each wavenumber that decoded fields are given after the training (`spectral_gain`), at the
+    cost of a little error: for complete data of one fixed grid. 0 leaves them as they are."""
+
     data_range: float = 1.0
     """Range of the data in their own units, for the peak signal-to-noise ratio."""
 
@@ -83,6 +87,7 @@ class GridSettings:
         check("bound", self.bound > 0, "positive")
         check("data_range", self.data_range > 0, "positive")
         check("kl_weight", self.kl_weight is None or self.kl_weight >= 0, "0 or more, or null")
+        check("sharpen", 0 <= self.sharpen <= 1, "in [0, 1]")
         check("pca", self.pca is None or self.pca == -1 or self.pca >= 1, "positive, -1 or null")
         check("block_pca", not (self.block_pca and self.pca is not None), "false with pca")
         check("l1", self.l1 + self.mse > 0, "positive, unless mse is")

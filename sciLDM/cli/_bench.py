@@ -20,6 +20,7 @@ from sciLDM.registry import load_domain
 __all__ = ["Benchmark", "PublishedRow", "RunsBenchmarks", "run"]
 
 
+@runtime_checkable
 class PublishedRow(Protocol):
     """What somebody else has scored."""
 
@@ -30,6 +31,7 @@ class PublishedRow(Protocol):
     samples: int | None
 
 
+@runtime_checkable
 class Benchmark(Protocol):
     """A published protocol: how many samples, how they are scored, what others have scored."""
 
@@ -204,8 +206,8 @@ def _print(benchmark: Benchmark, results: Sequence[Mapping[str, Any]], entry: Ma
     print_table(
         entry["rows"], ("metric", "value", "floor", "samples", "note"), title="all scores", wrap=("note",)
     )
-    for p in benchmark.published:
-        out(f"{p.model}: {p.source}")
+    for source in dict.fromkeys(p.source for p in benchmark.published):
+        out(f"{source}: {', '.join(p.model for p in benchmark.published if p.source == source)}")
     out(
         "from: authors, their own table; quoted, a later paper's; rescored, from samples that the authors released"
     )
@@ -214,8 +216,8 @@ def _print(benchmark: Benchmark, results: Sequence[Mapping[str, Any]], entry: Ma
     speed = entry["sampling"]
     if "samples per second" in speed:
         out(
-            f"speed: {speed['latents per second']:g} latents/s, {speed['samples per second']:g} samples/s with decoding "
-            f"and table ({speed['device']}, {speed['threads']} threads, {speed['steps']} steps)"
+            f"speed: {speed['latents per second']:g} latents/s, {speed['samples per second']:g} samples/s with "
+            f"decoding and table ({speed['device']}, {speed['threads']} threads, {speed['steps']} steps)"
         )
     out("; ".join(f"{name} {value}" for name, value in entry["protocol"].items()))
 
@@ -229,7 +231,7 @@ def _own_rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     floor = {row["metric"]: row["floor"] for row in entry["rows"]}
     return [
         {"model": name, "samples": count, **own, "from": "here"},
-        {"model": "  floor: training molecules", "samples": count, **floor, "from": "here"},
+        {"model": "  floor: real molecules", "samples": count, **floor, "from": "here"},
     ]
 
 

@@ -275,25 +275,16 @@ def _evaluate(p: _Parser) -> None:
 def _bench(p: _Parser) -> None:
     p.usage = "scildm bench NAME RUN [-n N] [--steps N] [--output FOLDER]"
     p.epilog = (
-        "NAME: qm9 or zinc250k (GDSS protocol, 10,000 molecules), moses (30,000 molecules; needs its wheel, see\n"
-        "datasets/moses_metrics). RUN may also be a file of samples of any program: one SMILES a line, or a .csv.\n"
+        "NAME: qm9, zinc250k (GDSS protocol, 10,000 molecules) or moses (30,000; see datasets/moses_metrics).\n"
         "Results of one model with other settings (say --steps 4) are kept and printed side by side."
     )
     p.add_argument("benchmark", metavar="NAME", help="name of the benchmark")
+    p.add_argument("run", metavar="RUN", help="run, model, or a file of samples of any program (.smi, .csv)")
     p.add_argument(
-        "run", metavar="RUN", help="run folder, model folder, name of a shipped model, or a file of samples"
-    )
-    p.add_argument(
-        "-n", "--number", "--samples", type=_positive, metavar="N",
-        help="samples to draw (default: the protocol's)",
+        "-n", "--number", "--samples", type=_positive, metavar="N", help="samples to draw (default: the protocol's)"
     )  # fmt: skip
     _sampling(p)
-    p.add_argument(
-        "--domain",
-        default="molecules",
-        metavar="NAME",
-        help="whose benchmark, for a file (default: molecules)",
-    )
+    p.add_argument("--domain", default="molecules", help="whose benchmark, for a file (default: molecules)")
     p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
 
 
@@ -356,13 +347,8 @@ def _demo(p: _Parser) -> None:
         "--output", "-o", default="runs/demo", metavar="RUN", help="run folder (default: runs/demo)"
     )
     p.add_argument(
-        "-n",
-        "--number",
-        type=_positive,
-        default=10_000,
-        metavar="N",
-        help="samples to score (default: 10000)",
-    )
+        "-n", "--number", type=_positive, default=10_000, metavar="N", help="samples to score (default: 10000)"
+    )  # fmt: skip
     p.add_argument(
         "--per-target", type=_positive, default=100, metavar="N", help="samples per target (default: 100)"
     )

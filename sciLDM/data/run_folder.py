@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,8 @@ def claim(
         raise ConfigError(f"{run} is a file, expected a folder for the run; choose another --output")
     if stored.exists() and _started(run):
         before = _read_stored(stored)
-        try:
+        with suppress(ConfigError):  # an option has gone or changed its meaning: compared as it is
             before = complete(before)
-        except ConfigError:
-            pass  # an option has gone or changed its meaning: compared as it is
         _check_same_run(run, before, config)
         say(f"continuing {run} ({time.strftime('%Y-%m-%d %H:%M')})")
     elif not stored.exists() and run.exists() and any(run.iterdir()):

@@ -31,7 +31,7 @@ class GaussianStart(LatentStart):
     large `S` instead. Without context this is diagonal in the eigenbasis of `C`.
 
     The variance along each axis of that basis may follow a condition `c`, say the season: `v (1 + g (c - mean of c))`,
-    `g` by least squares on squared amplitudes, never less than a fifth of `v`.
+    `g` by least squares on squared amplitudes, shrunk, and never less than a fifth of `v`.
 
     Args:
         size: Numbers in one latent; memory and time grow with its square (its cube with a context).
@@ -89,31 +89,33 @@ class GaussianStart(LatentStart):
     def fit_variances(self, latents: Iterable[tuple[Tensor, Mapping[str, Tensor]]]) -> None:
         """How variances follow the condition, after `fit`: from the same latents with their labels.
 
-        Rows without a label are left out; nothing follows where hardly any has one.
+        Slopes are drawn towards their mean over all axes, by as much as those of the first and the second half of each
+        batch disagree (rows that follow each other may be alike). Rows without a label are left out; nothing follows
+        where hardly any has one.
         """
         if self.varies is None:
             return
-        width, size = self.slopes.shape
-        options = {"dtype": torch.float64, "device": self.mean.device}
-        n, total, square = 0, torch.zeros(width, **options), torch.zeros(width, width, **options)
-        power, product = torch.zeros(size, **options), torch.zeros(width, size, **options)
+        terms, size = 1 + len(self.slopes), len(self.mean)
         mean, basis, variances = (b.double() for b in (self.mean, self.basis, self.variances))
+        products = mean.new_zeros(2, terms, terms + size)
         for z, cond in latents:
-            label = cond[self.varies].to(mean)
+            label, x = cond[self.varies].to(mean), z.flatten(1).to(mean)
             kept = label.isfinite().all(dim=1)
-            c, x = label[kept], z.flatten(1).to(mean)[kept]
-            amplitude = ((x - mean) @ basis).square() / variances
-            n, total, power = n + len(c), total + c.sum(dim=0), power + amplitude.sum(dim=0)
-            square.addmm_(c.mT, c)
-            product.addmm_(c.mT, amplitude)
-        if n <= 2 * width:
+            amplitude = ((x[kept] - mean) @ basis).square() / variances
+            design = torch.cat([torch.ones_like(amplitude[:, :1]), label[kept]], dim=1)
+            rows = torch.cat([design, amplitude], dim=1)
+            for half, (h, r) in enumerate(zip(design.tensor_split(2), rows.tensor_split(2), strict=True)):
+                products[half].addmm_(h.mT, r)
+        whole = products.sum(dim=0)
+        if whole[0, 0] <= 4 * terms:
             return
-        centre = total / n
-        gram = square / n - torch.outer(centre, centre)
-        self.centre.copy_(centre)
-        self.slopes.copy_(
-            torch.linalg.pinv(gram, hermitian=True) @ (product / n - torch.outer(centre, power / n))
-        )
+        slopes, *halves = (_least_squares(p, terms)[1:] for p in (whole, *products))
+        common = slopes.mean(dim=1, keepdim=True)
+        one, other = (h - h.mean(dim=1, keepdim=True) for h in halves)
+        signal, noise = (one * other).mean(), (one - other).square().mean() / 4
+        trust = (signal / (signal + noise)).nan_to_num().clamp(0.0, 1.0)
+        self.centre.copy_(whole[0, 1:terms] / whole[0, 0])
+        self.slopes.copy_(common + trust * (slopes - common))
 
     def variances_of(self, cond: Cond | None) -> Float[Tensor, "row size"]:
         """Variances along `basis`: one row for each of the condition's, or a single one for all."""
@@ -169,3 +171,8 @@ class GaussianStart(LatentStart):
             solved = torch.linalg.solve(system.double(), offset[rows].double().mT).mT.to(flat)
             found[rows] = self.mean + (weights * solved) @ covariance
         return found.view_as(x_t)
+
+
+def _least_squares(products: Float[Tensor, "term both"], terms: int) -> Float[Tensor, "term size"]:
+    """Coefficients from the products of the regressors with themselves and with the targets."""
+    return torch.linalg.pinv(products[:, :terms], hermitian=True) @ products[:, terms:]
