@@ -1,6 +1,5 @@
 """What users hold: a trained latent diffusion model."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,23 +11,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sciLDM.artefact import Artefact, find_artefact, load_artefact, save_artefact
+from sciLDM.assembly import build_denoiser, build_guide, solver_of
 from sciLDM.autoencoders import Autoencoder, LatentStats
-from sciLDM.conditions import Vector
 from sciLDM.data.ensemble import model_hash
-from sciLDM.denoiser import Denoiser, NetDenoiser
+from sciLDM.denoiser import Denoiser
 from sciLDM.domain import Codec, FieldCodec, Request
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 from sciLDM.experiment import Experiment, instantiate
-from sciLDM.gaussian_start import FactorStart, GaussianStart, LatentStart
 from sciLDM.guidance import Autoguidance, ClassifierFree, Conditioned
 from sciLDM.guidance.posterior import (
-    DenseGaussian,
-    DenseGaussNewtonSolver,
-    GaussNewtonSolver,
-    HybridSolver,
     MeasuredCovariance,
     PosteriorSolver,
-    StartGaussian,
 )
 from sciLDM.operators import Operator
 from sciLDM.posterior.conformal import Conformal
@@ -40,11 +33,6 @@ from sciLDM.rng import NoiseSource
 from sciLDM.samplers import Sampler
 
 __all__ = ["LatentDiffusion", "load"]
-
-LARGEST_JACOBIAN = 1024
-"""Most numbers in a latent for a Jacobian that is written out."""
-LARGEST_START = 4096
-"""Most numbers in a latent for a dense `gaussian_start`, whose covariance then takes 64 MiB."""
 
 
 @final
@@ -80,42 +68,12 @@ class LatentDiffusion:
         self.autoencoder: Autoencoder[Any, Any] = self.codec.autoencoder().eval()
         channels = self.autoencoder.latent_channels
         self.stats = LatentStats(channels)
-        net = self.experiment.network.build(channels, self.codec.shape, self.codec.conditions)
-        self.denoiser = NetDenoiser(
-            net, self.experiment.schedule, self.experiment.parametrisation, start=self._start(channels)
-        ).eval()
-        self.guide = self._guide(channels)
+        self.denoiser = build_denoiser(self.experiment, self.codec, channels)
+        self.guide = build_guide(self.experiment, self.codec, channels)
         self.autoencoder_error: AutoencoderError | None = None
         self.denoiser_error: MeasuredCovariance | None = None
         self.calibration: Conformal | None = None
         self.device = torch.device("cpu")
-
-    def _guide(self, channels: int) -> NetDenoiser | None:
-        experiment = self.experiment
-        if experiment.guide is None:
-            return None
-        if experiment.gaussian_start:
-            raise ConfigError(
-                "guide: expected no gaussian_start beside it (a small network would get little wrong); drop one of them"
-            )
-        net = experiment.guide.build(channels, self.codec.shape, self.codec.conditions)
-        return NetDenoiser(net, experiment.schedule, experiment.parametrisation).eval()
-
-    def _start(self, channels: int) -> LatentStart | None:
-        if not self.experiment.gaussian_start:
-            return None
-        size, context = channels * math.prod(self.codec.shape), self.experiment.objective.context
-        if size <= LARGEST_START:
-            varies = next(
-                ((c.name, c.size) for c in self.codec.conditions if isinstance(c, Vector) and c.spreads), None
-            )
-            return GaussianStart(size, None if context is None else context.name, varies=varies)
-        if context is not None:
-            raise ConfigError(
-                f"gaussian_start: latents have {size:,} numbers; with objective.context at most {LARGEST_START:,} work "
-                "(known cells need a dense covariance); set it to false"
-            )
-        return FactorStart(channels, self.codec.shape, rank=self.experiment.start_patterns)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -198,6 +156,7 @@ class LatentDiffusion:
         solver: PosteriorSolver | None = None,
         guidance: float | Mapping[str, float] | None = None,
         batch_size: int = 32,
+        paired: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """What a field may have been, given an observation of it: mean, spread and samples as native objects.
@@ -219,6 +178,8 @@ class LatentDiffusion:
                 Gauss-Newton on its covariance (`solver`), in tiles `sciLDM.posterior.tiled.default_solver()`.
             guidance: As in `sample`; above 1 the spread is too small by design.
             batch_size: Samples computed at once, or tiles.
+            paired: Each second sample starts from the turned noise of the one before it: a mean of few samples is then
+                far nearer to the posterior's (`sciLDM.posterior.reconstruct.Settings` says what it costs).
             progress: `progress(done, total)` in steps.
 
         Raises:
@@ -240,6 +201,7 @@ class LatentDiffusion:
             solver or (default_solver() if large else self.solver),
             default_sampler(20 if steps is None else steps),
             batch_size,
+            paired=paired,
         )
         prior = Prior(
             codec, self.autoencoder, self.stats, lambda request, part: self.guided(request, part, guidance),
@@ -253,17 +215,7 @@ class LatentDiffusion:
     @property
     def solver(self) -> PosteriorSolver:
         """How observations steer this model's denoiser, where fields are not larger than those it was trained on."""
-        start = self.denoiser.start
-        if start is None:
-            error = self.denoiser_error
-            return HybridSolver() if error is None else HybridSolver.measured(error)
-        # Exact where latents are Gaussian, and free of derivatives of the network.
-        if isinstance(start, GaussianStart):
-            covariance = DenseGaussian.of(start)
-            if len(start.mean) > LARGEST_JACOBIAN:
-                return GaussNewtonSolver(covariance=covariance, tolerance=0.05, max_iterations=8, rank=16)
-            return DenseGaussNewtonSolver(covariance)
-        return GaussNewtonSolver(covariance=StartGaussian(start), tolerance=0.05, max_iterations=8, rank=16)
+        return solver_of(self.denoiser.start, self.denoiser_error)
 
     def sample_latents(
         self,

@@ -31,6 +31,8 @@ class NoiseSource:
 
     Args:
         seed: Any integer.
+        paired: Normal numbers of an odd identifier are those of the even one before it with their signs turned
+            (antithetic variates, Hammersley & Morton 1956, doi:10.1017/S0305004100031455).
 
     Example:
         >>> noise = NoiseSource(0)
@@ -40,6 +42,7 @@ class NoiseSource:
     """
 
     seed: int
+    paired: bool = False
 
     def normal(
         self,
@@ -63,8 +66,11 @@ class NoiseSource:
             ConfigError: An identifier is out of range.
         """
         draws = np.empty((len(ids), *shape))
-        for row, generator in enumerate(self._generators(ids, stream)):
+        drawn = [int(i) // 2 * 2 for i in ids] if self.paired else ids
+        for row, generator in enumerate(self._generators(drawn, stream)):
             draws[row] = generator.standard_normal(shape)
+            if drawn[row] != ids[row]:
+                draws[row] *= -1
         return torch.from_numpy(draws).to(dtype=dtype).to(device)
 
     def uniform(
@@ -85,7 +91,7 @@ class NoiseSource:
 
     def fork(self, name: int | str) -> "NoiseSource":
         """An independent source for another purpose, itself a function of `(seed, name)` alone."""
-        return NoiseSource(int.from_bytes(_digest("fork", self.seed, name), "little"))
+        return NoiseSource(int.from_bytes(_digest("fork", self.seed, name), "little"), self.paired)
 
     def _generators(self, ids: Sequence[int], stream: int | str) -> list[np.random.Generator]:
         key = np.frombuffer(_digest("stream", self.seed, stream), dtype="<u8")

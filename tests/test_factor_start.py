@@ -207,7 +207,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def small_latents_are_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sciLDM.model.LARGEST_START", 2)
+    monkeypatch.setattr("sciLDM.assembly.LARGEST_START", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

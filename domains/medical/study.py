@@ -56,6 +56,8 @@ class StudySettings:
     """Standard deviation of the errors, as a share of the data range (of the largest line integral for projections)."""
     samples: int = 16
     """Posterior samples of each volume."""
+    paired: bool = True
+    """Samples in pairs that start from opposite noise, for a mean that is worth many more; `samples` is then even."""
     steps: int | None = None
     """Steps of the sampler; the model's default when None."""
     solver: PosteriorSolver | None = None
@@ -234,6 +236,7 @@ class _Run:
         protocol = {
             "noise": settings.noise,
             "samples": settings.samples,
+            "paired": settings.paired,
             "steps": settings.steps,
             "seed": settings.seed,
             "volumes": {split: len(cases) for split, cases in splits.items()},
@@ -301,12 +304,20 @@ class _Run:
                 steps=settings.steps,
                 seed=seed,
                 solver=settings.solver,
+                paired=settings.paired,
             )
             assert isinstance(result, Reconstruction)
             return result, time.monotonic() - began
 
         own = getattr(self.model, "calibration", None)
-        depends = (weights_of(self.model), settings.samples, settings.steps, seed, settings.solver)
+        depends = (
+            weights_of(self.model),
+            settings.samples,
+            settings.steps,
+            seed,
+            settings.solver,
+            settings.paired,
+        )
         found = self.store.reconstruction(observed, (*depends, None if own is None else own.state()), make)
         self.progress(f"{task.name}: {what}", k + 1, total)
         return found

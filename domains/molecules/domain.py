@@ -134,9 +134,12 @@ class Molecules(Domain):
         *,
         per_target: int,
     ) -> ConditionalEvaluation:
-        """Ask for properties and compare with what RDKit finds; see `conditional.conditional_table`."""
+        """Ask for properties and compare with what RDKit finds; `logP+QED` asks for both at once."""
         from sciLDM.domains.molecules.conditional import conditional_table
+        from sciLDM.domains.molecules.design_joint import joint_tables
 
+        if names is not None and any("+" in name for name in names):
+            return joint_tables(sample, codec, names, per_target=per_target)
         return conditional_table(sample, codec, names, per_target=per_target)
 
     def report_sections(self, material: Material) -> Sequence[Section]:
@@ -144,6 +147,27 @@ class Molecules(Domain):
         from sciLDM.domains.molecules.report import sections
 
         return sections(material)
+
+    @staticmethod
+    def decorate(
+        model: Any,
+        scaffold: str,
+        count: int,
+        *,
+        cond: Mapping[str, Any],
+        guidance: float | Mapping[str, float] | None,
+        steps: int | None,
+        seed: int,
+        batch_size: int,
+        progress: Callable[[int, int], None],
+    ) -> MoleculeSamples:
+        """Molecules that contain a scaffold; see `design.decorate`."""
+        from sciLDM.domains.molecules.design import decorate
+
+        return decorate(
+            model, scaffold, count, cond=cond, guidance=guidance, steps=steps, seed=seed, batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
 
     @staticmethod
     def benchmark(name: str, codec: Any, reference: Path | None, *, device: str = "cpu") -> Any:

@@ -200,6 +200,7 @@ def _sample(p: _Parser) -> None:
         "--output", "-o", metavar="FILE", help="write the samples; the ending decides (.csv, .smi, .sdf, ...)"
     )
     p.add_argument("--conformers", action="store_true", help="3-D structures in an .sdf file (molecules)")
+    p.add_argument("--scaffold", metavar="SMILES", help="all contain it; * where to attach (molecules)")
 
 
 def _reconstruct(p: _Parser) -> None:

@@ -2,17 +2,39 @@
 
 import argparse
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from sciLDM.cli._console import Bars, note, out, print_table
 from sciLDM.cli._models import draw, open_model, parse_cond, parse_guidance
 from sciLDM.cli._parser import UsageError
 from sciLDM.evaluate.hooks import WritesSamples
 
-__all__ = ["in_blocks", "run", "samples_name", "summary", "write_samples"]
+__all__ = ["Decorates", "in_blocks", "run", "samples_name", "summary", "write_samples"]
 
 _FIRST = 8
+
+
+@runtime_checkable
+class Decorates(Protocol):
+    """A domain whose samples can be built around a given part."""
+
+    def decorate(
+        self,
+        model: Any,
+        scaffold: str,
+        count: int,
+        *,
+        cond: Mapping[str, Any],
+        guidance: float | Mapping[str, float] | None,
+        steps: int | None,
+        seed: int,
+        batch_size: int,
+        progress: Callable[[int, int], None],
+    ) -> Any:
+        """Native samples that all contain it. A static method of the domain's class."""
+        ...
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,10 +46,13 @@ def run(args: argparse.Namespace) -> None:
     if args.output and formats and Path(args.output).suffix.lower() not in formats:
         # Said before the work, not after it.
         raise UsageError(f"--output {args.output}: expected an ending {', '.join(formats)}")
-    if args.output and in_blocks(model, Path(args.output)):
+    if args.scaffold is None and args.output and in_blocks(model, Path(args.output)):
         note(f"written: {_streamed(model, args, cond=cond, guidance=guidance)}")
         return
-    samples = draw(model, args.number, args, cond=cond, guidance=guidance)
+    if args.scaffold is None:
+        samples = draw(model, args.number, args, cond=cond, guidance=guidance)
+    else:
+        samples = _decorated(model, args, cond=cond, guidance=guidance)
     show(samples)
     if args.output:
         path = write_samples(samples, Path(args.output), model.experiment.domain, conformers=args.conformers)
@@ -51,6 +76,25 @@ def _streamed(model: Any, args: argparse.Namespace, *, cond: Any, guidance: Any)
         return write_ensemble(
             model,
             Path(args.output),
+            args.number,
+            cond=cond,
+            guidance=guidance,
+            steps=args.steps,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=lambda done, total: bars("sampling", done, total),
+        )
+
+
+def _decorated(model: Any, args: argparse.Namespace, *, cond: Any, guidance: Any) -> Any:
+    """Samples that contain the scaffold asked for."""
+    domain = model.experiment.domain
+    if not isinstance(domain, Decorates):
+        raise UsageError(f"--scaffold: samples of the domain {domain.name} have no scaffolds")
+    with Bars() as bars:
+        return domain.decorate(
+            model,
+            args.scaffold,
             args.number,
             cond=cond,
             guidance=guidance,

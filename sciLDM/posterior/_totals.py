@@ -24,10 +24,11 @@ class Totals:
     Args:
         cases: Number of cases.
         samples: Samples of each.
+        paired: Their noise comes in pairs of opposite sign.
     """
 
-    def __init__(self, cases: int, samples: int) -> None:
-        self.cases, self.samples = cases, samples
+    def __init__(self, cases: int, samples: int, *, paired: bool = False) -> None:
+        self.cases, self.samples, self.paired = cases, samples, paired
         self.perturbed, self.plain = torch.empty(0), torch.empty(0)
         self.prior: Tensor | None = None
         self.chi2 = torch.zeros(cases, samples)
@@ -61,7 +62,8 @@ class Totals:
             operator: What was observed.
             level: The estimated noise, or None where it was given.
         """
-        std = self.perturbed.std(dim=1)
+        # The mean of pairs hardly scatters, so no degree of freedom is lost to it.
+        std = self.perturbed.std(dim=1, correction=0 if self.paired else 1)
         null = torch.full_like(std, torch.nan)
         if self.prior is not None:
             share = std.square() / self.prior.clamp(min=torch.finfo(std.dtype).tiny)

@@ -81,6 +81,9 @@ class Settings:
         sampler: `default_sampler()`, of 20 steps, when None.
         batch_size: Samples computed at once.
         correction: How the final data step is solved.
+        paired: Each second sample starts from the turned noise of the one before it. Every sample is one of the
+            posterior as ever, but what is odd in the noise drops out of their mean: with few samples it lies far nearer
+            to the posterior's. Scores that take samples for independent (CRPS of an ensemble) are then too good.
 
     Raises:
         ConfigError: Out of range.
@@ -92,6 +95,7 @@ class Settings:
     sampler: Sampler = field(default_factory=default_sampler)
     batch_size: int = 32
     correction: Correction = field(default_factory=Correction)
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.batch_size < 1:
@@ -99,6 +103,8 @@ class Settings:
                 f"a spread needs at least 2 samples, and batches at least 1, got samples={self.samples} and "
                 f"batch_size={self.batch_size}"
             )
+        if self.paired and self.samples % 2:
+            raise ConfigError(f"paired: expected an even number of samples, got {self.samples}")
 
 
 def reconstruct(
@@ -269,7 +275,8 @@ class _Run:
         """Corrected samples of all cases; `name` keeps the noise of different ensembles apart."""
         samples, sampler = samples or self.settings.samples, sampler or self.settings.sampler
         noise = self.noise.fork(name) if name else self.noise
-        totals = Totals(self.cases, samples)
+        totals = Totals(self.cases, samples, paired=self.settings.paired)
+        drawn = replace(noise, paired=self.settings.paired)
         weights, whiteners = self.solver_weights(problem)
         request = _repeated(self.task.request, samples)
         count, shape = self.cases * samples, (self.prior.autoencoder.latent_channels, *request.shape)
@@ -283,7 +290,7 @@ class _Run:
             guided = self.settings.solver.guide(denoiser, rows)
             before = self._done
             z = sampler(
-                guided, shape, noise=noise, ids=ids, device=self.prior.device,
+                guided, shape, noise=drawn, ids=ids, device=self.prior.device,
                 callback=lambda step, _total, _x0, b=before: self._report(b + step),
             )  # fmt: skip
             self._report(before + sampler.steps)
@@ -319,6 +326,7 @@ class _Run:
             "sampler": type(settings.sampler).__name__,
             "steps": settings.sampler.steps,
             "samples": settings.samples,
+            "paired": settings.paired,
             "seed": settings.seed,
             "autoencoder_error": self.prior.error is not None,
         }

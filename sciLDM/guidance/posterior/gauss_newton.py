@@ -32,7 +32,7 @@ from sciLDM.guidance.posterior.whitening import Whitening
 from sciLDM.guidance.self_conditioning import reset_self_conditioning
 from sciLDM.operators.solve import conjugate_gradient
 
-__all__ = ["GaussNewton", "GaussNewtonSolver", "stopping_tolerance"]
+__all__ = ["GaussNewton", "GaussNewtonSolver", "forward_derivative", "stopping_tolerance"]
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -118,7 +118,7 @@ class GaussNewton(PosteriorDenoiser):
         counts, problem = self.evaluations, self.problem
         predicted, pullback, *_ = torch.func.vjp(problem.whitened, z)
         counts.decoder += 1
-        forward = _forward(problem, z)
+        forward = forward_derivative(problem, z)
 
         def push(v: Tensor) -> Tensor:
             counts.decoder_derivatives += 1
@@ -151,7 +151,7 @@ class GaussNewton(PosteriorDenoiser):
         return lambda u: whitening(u, variance)
 
 
-def _forward(problem: Problem, z: Tensor) -> Apply:
+def forward_derivative(problem: Problem, z: Tensor) -> Apply:
     """`v -> J v` at `z`."""
     if z.numel() >= TRACED:
         try:
