@@ -33,6 +33,9 @@ OURS, DAILY, WINDOW = "latent diffusion", "localised EnOI", "localised EnOI, "
 CONFIGS = Path(__file__).parents[1] / "configs" / "climate"
 CONFIG, SYNTHESIS = CONFIGS / "ncep_slp.yaml", CONFIGS / "ncep_slp_few.yaml"
 PARTS = ("compression", "gaps", "forecasts", "synthesis")
+CONTEXT = 3
+"""Known states of a forecast, chosen on the validation period: 209, 345 and 402 Pa after 1, 2 and 3 days; two known
+states 213, 348 and 404, one 244, 372 and 414."""
 SHARE, HELD_OUT = 0.05, "2007"
 BLOCKS = {"blocks of five days": 5, "single days": 1}
 MASKS, FRACTIONS = ("random", "stations", "swath"), (0.01, 0.05, 0.2)
@@ -62,7 +65,7 @@ def forecasts(model: LatentDiffusion, options: argparse.Namespace) -> list[dict[
     """Rows of all leads."""
     path = _path(options, f"forecasts-{options.cases}-{options.members}")
     if not path.exists():
-        how = ForecastSettings(sampler_steps=options.steps)
+        how = ForecastSettings(context=CONTEXT, sampler_steps=options.steps)
         settings = ForecastStudySettings(members=options.members, cases=options.cases, forecast=how)
         study = forecast_study(model, settings=settings, output=path)
         print(study.table(("lead", *SHOWN)), flush=True)
@@ -80,7 +83,7 @@ def compressed(model: LatentDiffusion, options: argparse.Namespace) -> list[dict
 def synthesis(options: argparse.Namespace) -> dict[str, Any]:
     """Studies of models of few days, by how these days are spread."""
     found = {}
-    whole = locate("ncep_slp")
+    (whole,) = locate("ncep_slp")
     for told, block in BLOCKS.items():
         path, data = _path(options, f"synthesis-{block}"), options.work / f"few-{block}.nc"
         if not path.exists():
@@ -181,6 +184,13 @@ def _aim(value: float, low: float, high: float) -> str:
     return f"aim {low:g} to {high:g} {'met' if low <= value <= high else 'MISSED'}"
 
 
+def _lean(content: Any) -> Any:
+    """Without rank histograms, which the scores in the work folder keep."""
+    if isinstance(content, Mapping):
+        return {k: _lean(v) for k, v in content.items() if k != "rank_histogram"}
+    return [_lean(v) for v in content] if isinstance(content, list) else content
+
+
 def _path(options: argparse.Namespace, name: str) -> Path:
     path = options.work / "scores" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +220,10 @@ def main() -> None:
     else:
         model = fit(CONFIG, options.work / "model", overrides=quick if options.quick else None)
     made: list[Row] = []
-    summary: dict[str, Any] = {"windows": options.windows, "members": options.members}
+    summary: dict[str, Any] = {
+        name: getattr(options, name) for name in ("windows", "validation", "members", "cases", "steps")
+    }
+    summary["context"] = CONTEXT
     if "compression" in options.parts:
         summary["compression"] = compressed(model, options)
         made += compression_rows(summary["compression"])
@@ -233,7 +246,7 @@ def main() -> None:
     )
     if whole and not options.quick:
         about = {"machine": machine(), "versions": versions(["sciLDM", "torch"])}
-        content = {**about, "training": model.card.get("training", {}), **summary}
+        content = _lean({**about, "training": model.card.get("training", {}), **summary})
         path = Path(__file__).parent / "results" / "climate.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ device and number of processes therefore cannot change a sample.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import final
 
@@ -42,7 +42,7 @@ class NoiseSource:
     """
 
     seed: int
-    paired: bool = False
+    paired: bool = field(default=False, kw_only=True)
 
     def normal(
         self,
@@ -91,7 +91,7 @@ class NoiseSource:
 
     def fork(self, name: int | str) -> "NoiseSource":
         """An independent source for another purpose, itself a function of `(seed, name)` alone."""
-        return NoiseSource(int.from_bytes(_digest("fork", self.seed, name), "little"), self.paired)
+        return NoiseSource(int.from_bytes(_digest("fork", self.seed, name), "little"), paired=self.paired)
 
     def _generators(self, ids: Sequence[int], stream: int | str) -> list[np.random.Generator]:
         key = np.frombuffer(_digest("stream", self.seed, stream), dtype="<u8")

@@ -18,8 +18,9 @@ import pytest
 
 from sciLDM import __version__
 from sciLDM.cli import main
+from sciLDM.cli._near import near
 from sciLDM.cli._overrides import parse_overrides
-from sciLDM.cli._parser import COMMANDS, UsageError, _command_parser, near
+from sciLDM.cli._parser import COMMANDS, UsageError, _command_parser
 from sciLDM.conditions import Scalar
 from sciLDM.domain import Evaluation
 from sciLDM.errors import ConfigError, MissingExtra

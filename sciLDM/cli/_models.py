@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sciLDM.cli._console import Bars, note
-from sciLDM.cli._parser import UsageError, near
+from sciLDM.cli._near import near
+from sciLDM.cli._parser import UsageError
 from sciLDM.errors import ConfigError
 
 __all__ = [

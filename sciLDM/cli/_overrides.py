@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from sciLDM.cli._parser import UsageError, near
+from sciLDM.cli._near import near
+from sciLDM.cli._parser import UsageError
 from sciLDM.errors import ConfigError
 
 __all__ = ["complete_config", "names_of", "parse_overrides"]

@@ -1,16 +1,16 @@
 """Arguments of all commands. Parsing imports no heavy library, so `--help` and mistakes answer at once."""
 
 import argparse
-import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn, final
 
 from sciLDM import __version__
+from sciLDM.cli._near import near
 from sciLDM.errors import ConfigError
 
-__all__ = ["COMMANDS", "UsageError", "near", "parse"]
+__all__ = ["COMMANDS", "UsageError", "parse"]
 
 COMMANDS = {
     "fit": "train a model from a configuration",
@@ -42,16 +42,6 @@ class _Parser(argparse.ArgumentParser):
     def options(self) -> list[str]:
         """All option strings."""
         return [name for action in self._actions for name in action.option_strings]
-
-
-def near(wrong: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` when something known is similar, whatever its case; else an empty string."""
-    folded = {name.lower(): name for name in known}
-    wrong = wrong.lower()
-    found = difflib.get_close_matches(wrong, folded, n=3, cutoff=0.55)
-    best = difflib.SequenceMatcher(a=wrong, b=found[0]).ratio() if found else 0.0
-    found = [name for name in found if difflib.SequenceMatcher(a=wrong, b=name).ratio() > best - 0.08]
-    return f"; did you mean {' or '.join(folded[name] for name in found)}?" if found else ""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -268,5 +268,5 @@ def test_the_shipped_model_tells_which_steps_bias_its_spread(
     text = " ".join(capsys.readouterr().out.split())
     assert "steps that bias the spread by more than 2% at temperature 1: 5 (-1" in text
     assert "whatever the number of steps" in text
-    assert "temperature 0.9 multiplies every standard deviation by 0.9" in text
+    assert "temperature 0.95 multiplies every standard deviation by 0.95" in text
     assert (tmp_path / "runs" / "qm9-small" / "doctor.html").exists()
