@@ -124,6 +124,8 @@ class Climate(Domain):
         finally:
             source.close()
 
+    needs_reference: ClassVar[bool] = True
+    """For `scildm evaluate`: scores compare with the test period, which a shipped model does not bring."""
     forecast_formats: ClassVar[tuple[str, ...]] = (".nc", ".zarr")
 
     def forecast_file(

@@ -60,6 +60,13 @@ def _count(domain: object) -> int:
 def score_samples(model: Model, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Draw (or read) samples, score them, keep both in `folder`, print the table."""
     domain, stored = model.experiment.domain, Stored(folder)
+    if model.reference is None and getattr(
+        domain, "needs_reference", False
+    ):  # said before the work, not after it
+        raise UsageError(
+            f"{args.run} came without the data it was tested on; evaluate a run folder made by `scildm fit`, or read "
+            "the card of the model"
+        )
     count, guidance = (
         args.number or _count(domain),
         parse_guidance(args.guidance, model),

@@ -1,9 +1,11 @@
 """The shipped climate model: plausible states of its region, and gaps filled from what is known of them."""
 
 import numpy as np
+import pytest
 import xarray as xr
 
 import sciLDM
+from sciLDM.cli import main
 
 
 def test_samples_are_pressures_of_the_region() -> None:
@@ -31,3 +33,8 @@ def test_gaps_are_filled_with_error_bars() -> None:
     spread = np.asarray(filled["slp_std"])[~known]
     assert np.sqrt((error**2).mean()) < 0.5 * float(truth.std())
     assert 0.5 < np.sqrt((error**2).mean() / (spread**2).mean()) < 2
+
+
+def test_scores_need_a_run_folder_and_this_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "ncep-slp"]) == 2
+    assert "came without the data" in " ".join(capsys.readouterr().err.split())
