@@ -52,12 +52,33 @@ _SPLIT = (
 
 
 class _Gdss(MoleculeBenchmark):
-    """Shared by both data sets."""
+    """Shared by both data sets.
+
+    Args:
+        context: How scores are computed.
+        run: Folder with the training and test molecules of a run on this data set; the default split when None.
+        source: `source` of its codec's state, which names the split of shipped weights.
+    """
 
     samples = 10_000
     unique_at: ClassVar[Sequence[int | None]] = (None,)
     metrics = _METRICS
     tables: ClassVar[Mapping[str, Sequence[str]]] = _TABLES
+
+    def __init__(
+        self,
+        context: Context = Context(),  # noqa: B008 - frozen
+        *,
+        run: Path | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(context)
+        self._run, self._source = run, source
+
+    def split(self) -> Reference:
+        """Training and test molecules of the scored model."""
+        chemnet_version()  # absent weights are said now
+        return _own_split(self.name, self._run, self._source)
 
     def measure(self, valid: list[str], progress: Progress) -> dict[str, float]:
         self.prepare()
@@ -95,40 +116,21 @@ class _Gdss(MoleculeBenchmark):
 
 @final
 class Qm9Benchmark(_Gdss):
-    """QM9 without hydrogens.
-
-    Args:
-        context: How scores are computed.
-        run: Folder with the training and test molecules of a run on QM9; the default split when None.
-        source: `source` of its codec's state, which names the split of shipped weights.
-    """
+    """QM9 without hydrogens."""
 
     name = "qm9"
     published: ClassVar[Sequence[Published]] = QM9
 
-    def __init__(
-        self,
-        context: Context = Context(),  # noqa: B008 - frozen
-        *,
-        run: Path | None = None,
-        source: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(context)
-        self._run, self._source = run, source
-        self.notes = (
-            _SPLIT,
-            "QM9 lists nearly all molecules of its kind: novelty is an audit here, no merit",
-        )
+    notes = (_SPLIT, "QM9 lists nearly all molecules of its kind: novelty is an audit here, no merit")
 
     def reference(self) -> tuple[list[str], list[str]]:
-        chemnet_version()
-        found = _own_split(self.name, self._run, self._source)
+        found = self.split()
         return found.train, found.test
 
 
 @final
 class Zinc250kBenchmark(_Gdss):
-    """ZINC250k with charges and stereo; arguments as `Qm9Benchmark`.
+    """ZINC250k with charges and stereo.
 
     With the published test molecules in `$SCILDM_DATA/molecules/zinc250k_test.smi.gz` (one SMILES a line; the 24,887
     lines of `valid_idx_zinc250k.json`) samples are compared with those, else with the run's own test split.
@@ -144,8 +146,7 @@ class Zinc250kBenchmark(_Gdss):
         run: Path | None = None,
         source: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(context)
-        self._run, self._source = run, source
+        super().__init__(context, run=run, source=source)
         self._official = _official_test()
         if self._official is None:
             self.notes = (
@@ -153,8 +154,7 @@ class Zinc250kBenchmark(_Gdss):
             )
 
     def reference(self) -> tuple[list[str], list[str]]:
-        chemnet_version()
-        found = _own_split(self.name, self._run, self._source)
+        found = self.split()
         test = found.test if self._official is None else _read_smiles(self._official)
         return found.train, test
 

@@ -98,13 +98,13 @@ def _decode_one(
     connected: bool,
     vocabulary: Vocabulary,
 ) -> Decoded:
-    raw = _build(types, order, chirality, stereo, vocabulary)
+    raw = build(types, order, chirality, stereo, vocabulary)
     raw_smiles = None if raw is None else Chem.MolToSmiles(raw)
     if raw is not None and fits and connected:
         return Decoded(raw, raw_smiles, True, True, False, raw_smiles)
     caps = np.asarray(vocabulary.caps)[types]
     keep, constrained = constrain(order, odds, caps)
-    mol = _build(types[keep], constrained, chirality[keep], stereo[np.ix_(keep, keep)], vocabulary)
+    mol = build(types[keep], constrained, chirality[keep], stereo[np.ix_(keep, keep)], vocabulary)
     smiles = None if mol is None else Chem.MolToSmiles(mol)
     same = len(keep) == len(types) and np.array_equal(constrained, order)
     return Decoded(mol, smiles, raw is not None, bool(connected), not same, raw_smiles)
@@ -164,9 +164,16 @@ def _join(a: int, b: int, part: list[int], members: list[list[int]], spare: list
     spare[a] += spare[b] - 2
 
 
-def _build(
-    types: np.ndarray, order: np.ndarray, chirality: np.ndarray, stereo: np.ndarray, vocabulary: Vocabulary
+def build(
+    types: np.ndarray,
+    order: np.ndarray,
+    chirality: np.ndarray,
+    stereo: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    reread: bool = False,
 ) -> Chem.Mol | None:
+    """The molecule of a graph, or None where it is none; `reread` finds aromatic rings and drops idle hydrogens."""
     kinds = [vocabulary.types[k] for k in types]
     bonds = [
         (int(i), int(j), int(order[i, j]), int(stereo[i, j])) for i, j in zip(*np.nonzero(order), strict=True)
@@ -175,7 +182,7 @@ def _build(
         mol = to_mol([k[0] for k in kinds], [k[1] for k in kinds], bonds, chirality.tolist())
     except ValueError:
         return None
-    if mol.GetNumAtoms() > len(kinds):
+    if reread or mol.GetNumAtoms() > len(kinds):
         # A hydrogen added for the geometry of C=N-H stays though that geometry means nothing; re-reading drops it.
         return Chem.MolFromSmiles(Chem.MolToSmiles(mol))
     return mol

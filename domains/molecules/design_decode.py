@@ -14,9 +14,8 @@ import torch
 from rdkit import Chem
 
 from sciLDM.domains.molecules.autoencoder import GraphLogits
-from sciLDM.domains.molecules.decode import Decoded, constrain, decode_molecules
+from sciLDM.domains.molecules.decode import Decoded, build, constrain, decode_molecules
 from sciLDM.domains.molecules.design_scaffold import Placement
-from sciLDM.domains.molecules.rebuild import to_mol
 from sciLDM.domains.molecules.vocabulary import Vocabulary
 
 __all__ = ["constrain_around", "decode_around", "scaffold_likelihood"]
@@ -62,7 +61,9 @@ def _decode_one(
     clamped[np.ix_(placement.positions, placement.positions)] = placement.order
     caps = np.asarray(vocabulary.caps)[clamped_types]
     keep, bonds = constrain_around(clamped, odds, caps, placement)
-    mol = _build(clamped_types[keep], bonds, chirality[keep], stereo[np.ix_(keep, keep)], vocabulary)
+    mol = build(
+        clamped_types[keep], bonds, chirality[keep], stereo[np.ix_(keep, keep)], vocabulary, reread=True
+    )
     same = len(keep) == len(types) and np.array_equal(bonds, order) and np.array_equal(types, clamped_types)
     smiles = None if mol is None else Chem.MolToSmiles(mol)
     return replace(raw, mol=mol, smiles=smiles, changed=not same)
@@ -118,21 +119,6 @@ def _tree(bonded: np.ndarray, root: int) -> list[tuple[int, int]]:
                 edges.append((here, there))
                 waiting.append(there)
     return edges
-
-
-def _build(
-    types: np.ndarray, order: np.ndarray, chirality: np.ndarray, stereo: np.ndarray, vocabulary: Vocabulary
-) -> Chem.Mol | None:
-    kinds = [vocabulary.types[k] for k in types]
-    bonds = [
-        (int(i), int(j), int(order[i, j]), int(stereo[i, j])) for i, j in zip(*np.nonzero(order), strict=True)
-    ]
-    try:
-        mol = to_mol([k[0] for k in kinds], [k[1] for k in kinds], bonds, chirality.tolist())
-    except ValueError:
-        return None
-    # Read again: a hydrogen kept for a geometry that means nothing goes, and aromatic rings are found.
-    return Chem.MolFromSmiles(Chem.MolToSmiles(mol))
 
 
 def scaffold_likelihood(
