@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sciLDM.cosine import cosine_transform
+
 __all__ = ["SpectralGain"]
 
 _RESOLVED = 0.7
@@ -43,14 +45,12 @@ class SpectralGain(nn.Module):
         super().__init__()
         self.share = share
         self.register_buffer("gain", torch.ones(channels, *shape))
-        for axis, n in enumerate(shape):
-            self.register_buffer(f"cosines_{axis}", _cosines(n), persistent=False)
 
     def forward(
         self, x: Float[Tensor, "batch channel *shape"], mean: Tensor | float = 0.0
     ) -> Float[Tensor, "batch channel *shape"]:
         """Sharpened fields; gains act on what is left of a mean."""
-        return x + self._turned((self.gain - 1) * self._turned(x - mean), back=True)
+        return x + cosine_transform((self.gain - 1) * cosine_transform(x - mean), inverse=True)
 
     @torch.no_grad()
     def fit(
@@ -61,7 +61,7 @@ class SpectralGain(nn.Module):
         totals = [torch.zeros_like(self.gain, dtype=torch.float64) for _ in range(2)]
         for pair in pairs:
             for total, x in zip(totals, pair, strict=True):
-                total += self._turned(x.to(self.gain)).square().sum(dim=0)
+                total += cosine_transform(x.to(self.gain)).square().sum(dim=0)
         band, channels = self._bands().flatten(), len(self.gain)
         real, made = (
             torch.zeros(channels, int(band.max()) + 1).to(t).index_add_(1, band, t.flatten(1)) for t in totals
@@ -71,13 +71,6 @@ class SpectralGain(nn.Module):
         gain[:, (numbers == 0) | (numbers > _RESOLVED * (min(self.gain.shape[1:]) - 1))] = 1.0
         self.gain.copy_(gain[:, band].view_as(self.gain))
 
-    def _turned(self, x: Tensor, *, back: bool = False) -> Tensor:
-        """The cosine transform along all axes of the grid."""
-        for axis in range(self.gain.ndim - 1):
-            matrix = self.get_buffer(f"cosines_{axis}").to(x)
-            x = torch.movedim(torch.movedim(x, 2 + axis, -1) @ (matrix if back else matrix.mT), -1, 2 + axis)
-        return x
-
     def _bands(self) -> Tensor:
         shape = self.gain.shape[1:]
         square = torch.zeros(shape, dtype=torch.float64, device=self.gain.device)
@@ -86,11 +79,3 @@ class SpectralGain(nn.Module):
             square += wave.square().view([-1 if a == axis else 1 for a in range(len(shape))])
         # Rounding must not move a wave of a whole number into the band below.
         return (min(shape) * square.sqrt() + 1e-9).floor().long()
-
-
-def _cosines(n: int) -> Float[Tensor, "wave cell"]:
-    """The orthonormal DCT-II as a matrix."""
-    k, x = torch.arange(n, dtype=torch.float64), torch.arange(n, dtype=torch.float64) + 0.5
-    matrix = torch.cos(torch.pi / n * torch.outer(k, x)) * (2 / n) ** 0.5
-    matrix[0] /= 2**0.5
-    return matrix.float()
