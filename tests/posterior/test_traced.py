@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sciLDM.guidance.posterior import DataMap, GaussNewton, IdentityMap, Isotropic, Problem
 from sciLDM.guidance.posterior.gauss_newton import TRACED
-from tests.posterior.test_solvers import (
+from tests.posterior.problems import (
     F64,
     Attention,
     Matrix,
