@@ -20,7 +20,8 @@ from sciLDM import __version__
 from sciLDM.cli import main
 from sciLDM.cli._near import near
 from sciLDM.cli._overrides import parse_overrides
-from sciLDM.cli._parser import COMMANDS, UsageError, _command_parser
+from sciLDM.cli._options import COMMANDS
+from sciLDM.cli._parser import UsageError, _command_parser
 from sciLDM.conditions import Scalar
 from sciLDM.domain import Evaluation
 from sciLDM.errors import ConfigError, MissingExtra
