@@ -19,8 +19,8 @@ import pytest
 from sciLDM import __version__
 from sciLDM.cli import main
 from sciLDM.cli._near import near
-from sciLDM.cli._overrides import parse_overrides
 from sciLDM.cli._options import COMMANDS
+from sciLDM.cli._overrides import parse_overrides
 from sciLDM.cli._parser import UsageError, _command_parser
 from sciLDM.conditions import Scalar
 from sciLDM.domain import Evaluation
