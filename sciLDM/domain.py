@@ -80,6 +80,12 @@ class Request:
     mask: Bool[Tensor, "batch *shape"] | None = None
     always: frozenset[str] = frozenset()
 
+    def repeated(self, times: int) -> "Request":
+        """Each sample so many times, one after the other."""
+        cond = {name: label.repeat_interleave(times, dim=0) for name, label in self.cond.items()}
+        mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
+        return Request(self.shape, cond, mask, self.always)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -102,10 +108,12 @@ class Codec(ABC):
     Attributes:
         conditions: What may be asked for.
         shape: The largest latent grid.
+        measurable: Conditions that can be measured on a sample, so that `choose` can tell how well they are met.
     """
 
     conditions: tuple[Condition, ...]
     shape: tuple[int, ...]
+    measurable: frozenset[str] = frozenset()
 
     @abstractmethod
     def autoencoder(self) -> Autoencoder[Any, Any]:
@@ -135,6 +143,13 @@ class Codec(ABC):
         Args:
             reference: Folder written by `Corpus.write_reference`, or None.
         """
+
+    def choose(self, samples: Any, candidates: int) -> Any:
+        """Of each run of so many native samples, the one that meets its request best.
+
+        Written by codecs with `measurable` conditions.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no measurable conditions")
 
 
 @dataclass(frozen=True)

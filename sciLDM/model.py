@@ -114,6 +114,7 @@ class LatentDiffusion:
         seed: int = 0,
         first: int = 0,
         batch_size: int = 512,
+        candidates: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """New objects of the domain, with everything a user wants to know about them.
@@ -127,21 +128,32 @@ class LatentDiffusion:
             seed: Sample `i` depends on `(seed, first + i)` alone, whatever the batch size.
             first: Number of the first sample, to continue a series.
             batch_size: Samples computed at once.
+            candidates: Drawn for each sample; the one that comes nearest to what was asked is kept. The price is as
+                many times higher. Only where samples can be measured (`Codec.measurable`).
             progress: `progress(done, total)` in denoiser calls.
 
         Raises:
             ConfigError: An unknown condition, a wrong number of values, or settings out of range.
         """
-        if count < 1 or batch_size < 1:
-            raise ConfigError(f"count and batch_size must be at least 1, got {count} and {batch_size}")
+        if min(count, batch_size, candidates) < 1:
+            raise ConfigError(
+                f"count, batch_size and candidates must be at least 1, got {count}, {batch_size} and {candidates}"
+            )
+        if candidates > 1 and not self.codec.measurable & set(cond or {}):
+            known = ", ".join(sorted(self.codec.measurable)) or "nothing with this model"
+            raise ConfigError(
+                f"candidates={candidates}: expected a request that can be measured on samples ({known}), got "
+                f"{', '.join(cond or {}) or 'none'}; ask for one, or leave candidates out"
+            )
         noise = NoiseSource(seed)
-        ids = range(first, first + count)
-        request = self.codec.plan(count, cond or {}, noise, ids)
+        request = self.codec.plan(count, cond or {}, noise, range(first, first + count)).repeated(candidates)
+        ids = range(first * candidates, (first + count) * candidates)
         z = self.sample_latents(
             request, ids, noise, guidance=guidance, sampler=self._sampler(sampler, steps), batch_size=batch_size,
             progress=progress,
         )  # fmt: skip
-        return self.codec.decode(self.autoencoder, z, request, reference=self.reference)
+        found = self.codec.decode(self.autoencoder, z, request, reference=self.reference)
+        return found if candidates == 1 else self.codec.choose(found, candidates)
 
     def reconstruct(
         self,

@@ -121,6 +121,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         (["sample", "run", "--guidance", "2", "--guidance", "size=1"], ["--guidance", "mixture"]),
         (["sample", "run", "--guidance", "mass=1"], ["did you mean Mass?"]),
         (["sample", "run", "--output", "x.xlsx"], ["x.xlsx", ".csv"]),
+        (["sample", "run", "--candidates", "4"], ["--candidates", "--cond"]),
+        (["evaluate", "run", "--candidates", "4"], ["--candidates", "--targets"]),
         (["evaluate", "run", "-n", "3", "--samples", "x.csv"], ["not both"]),
         (["fit", "nowhere.yaml"], ["no configuration 'nowhere.yaml'"]),
     ],
@@ -273,11 +275,16 @@ def test_sample_passes_everything_on(
 ) -> None:
     file = tmp_path / "out.csv"
     argv = ["sample", "run", "-n", "7", "--cond", "size=-1.5", "--guidance", "size=2", "--guidance", "Mass=1"]
-    assert main([*argv, "--steps", "9", "--seed", "4", "--batch-size", "3", "-o", str(file)]) == 0
+    assert (
+        main(
+            [*argv, "--steps", "9", "--seed", "4", "--batch-size", "3", "--candidates", "2", "-o", str(file)]
+        )
+        == 0
+    )
     [call] = model.calls
     assert call == {
         "count": 7, "cond": {"size": -1.5}, "guidance": {"size": 2.0, "Mass": 1.0}, "steps": 9, "seed": 4,
-        "batch_size": 3,
+        "batch_size": 3, "candidates": 2,
     }  # fmt: skip
     assert len(pd.read_csv(file)) == 7
     text = said(capsys)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,12 @@ def test_guidance_as_a_mapping(model: LatentDiffusion) -> None:
         ({"steps": 5, "sampler": DDIM(steps=5)}, "either steps or a sampler"),
         ({"batch_size": 0}, "at least 1"),
         ({"first": -1}, "sample ids must lie in"),
+        ({"candidates": 0}, "at least 1"),
+        (
+            {"candidates": 2},
+            "candidates=2: expected a request that can be measured on samples .logP., got none",
+        ),
+        ({"candidates": 2, "cond": {"gap": 1.0}}, "got gap"),
     ],
     ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
@@ -113,6 +120,18 @@ def test_mistakes_are_told_before_any_work(model: LatentDiffusion, options: dict
         model.sample(3, **options)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         model.sample(0)
+
+
+def test_of_the_candidates_the_nearest_is_kept(model: LatentDiffusion) -> None:
+    wanted = [-1.0, 0.0, 1.0, float("nan")]
+    kept = model.sample(4, cond={"logP": wanted, "atoms": 4}, candidates=3, seed=5).table
+    every = model.sample(12, cond={"logP": np.repeat(wanted, 3), "atoms": 4}, seed=5).table
+    off = (every["realised_logP"] - every["requested_logP"]).abs().fillna(0.0).to_numpy().reshape(4, 3)
+    best = every.iloc[[3 * k + int(off[k].argmin()) for k in range(4)]]
+    assert kept["smiles"].tolist() == best["smiles"].tolist()
+    assert kept["requested_logP"].tolist()[:3] == wanted[:3]
+    later = model.sample(2, cond={"logP": wanted[2:], "atoms": 4}, candidates=3, seed=5, first=2).table
+    assert later["smiles"].tolist() == kept["smiles"].tolist()[2:]
 
 
 def test_another_sampler_and_progress(model: LatentDiffusion) -> None:

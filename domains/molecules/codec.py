@@ -95,6 +95,7 @@ class MoleculeCodec(Codec):
             Scalar(p.name, dropout=state["dropout"], mean=p.mean, std=p.std) for p in self.properties
         ]
         self.conditions = (Category(ATOMS, dropout=0.0, classes=self.vocabulary.max_atoms + 1), *scalars)
+        self.measurable = frozenset(p.name for p in self.properties if p.descriptor)
 
     def autoencoder(self) -> Autoencoder[Any, Any]:
         options = asdict(self.settings)
@@ -145,3 +146,17 @@ class MoleculeCodec(Codec):
             reference=reference,
             source=self.state["source"],
         )
+
+    def choose(self, samples: Any, candidates: int) -> MoleculeSamples:
+        """Nearest to what was asked, in standard deviations of the training set summed over the properties."""
+        assert isinstance(samples, MoleculeSamples)
+        distance = np.zeros(len(samples))
+        for p in self.properties:
+            if p.descriptor and f"requested_{p.name}" in samples.table:
+                requested, realised = (
+                    samples.table[f"{kind}_{p.name}"] for kind in ("requested", "realised")
+                )
+                off = (realised - requested).abs().to_numpy(dtype=float) / (p.std or 1.0)
+                distance += np.where(requested.isna(), 0.0, np.nan_to_num(off, nan=np.inf))
+        best = distance.reshape(-1, candidates).argmin(axis=1)
+        return samples.take(np.arange(len(best)) * candidates + best)

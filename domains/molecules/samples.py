@@ -67,6 +67,12 @@ class MoleculeSamples:
     def __len__(self) -> int:
         return len(self.table)
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "MoleculeSamples":
+        """These samples alone, in this order."""
+        return MoleculeSamples(
+            self.table.iloc[list(rows)].reset_index(drop=True), [self.mols[k] for k in rows]
+        )
+
     @property
     def smiles(self) -> list[str]:
         """Canonical isomeric SMILES of the samples that decoded."""

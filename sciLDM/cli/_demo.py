@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     fit_run(complete_config(str(demo_config()), {}), folder)
     model = load(folder)
     settings = argparse.Namespace(
-        number=args.number, samples=None, guidance=[], steps=None, seed=0, batch_size=512, bf16=True,
+        number=args.number, samples=None, guidance=[], steps=None, seed=0, batch_size=512, candidates=1, bf16=True,
         per_target=args.per_target,
     )  # fmt: skip
     done = Stored(folder).read()

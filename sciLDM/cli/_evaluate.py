@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
     """Score samples, or requests, or both."""
     if args.samples and args.number:
         raise UsageError("give either -n (samples to draw) or --samples (a file of them), not both")
+    if args.candidates > 1 and not args.targets:
+        raise UsageError("--candidates: expected --targets beside it, whose requests it chooses by")
     start = time.monotonic()
     model = open_model(args)
     folder = results_folder(args.run, args.output)
@@ -113,6 +115,8 @@ def score_conditions(
     result = domain.evaluate_conditional(sample, model.codec, names, per_target=args.per_target)
     stored.write_points(result.points)
     settings = {**_settings(model, args, guidance), "per target": args.per_target}
+    if args.candidates > 1:
+        settings["candidates"] = args.candidates
     content = {
         "sampling": {**settings, "seconds": round(time.monotonic() - start, 1)},
         "rows": list(result.rows),

@@ -157,6 +157,7 @@ def draw(
             steps=args.steps,
             seed=args.seed,
             batch_size=args.batch_size,
+            candidates=args.candidates if cond else 1,
             progress=lambda done, total: bars(what, done, total),
         )
 

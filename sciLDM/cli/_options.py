@@ -71,6 +71,13 @@ def add_sampling(
     )
 
 
+def _candidates(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--candidates", type=positive, default=1, metavar="K",
+        help="draw K for each sample asked for something and keep the nearest, at K times the price (default: 1)",
+    )  # fmt: skip
+
+
 def _sample(p: argparse.ArgumentParser) -> None:
     p.usage = "scildm sample RUN [-n N] [--cond NAME=VALUE ...] [--guidance W] [--output FILE]"
     add_model(p)
@@ -82,6 +89,7 @@ def _sample(p: argparse.ArgumentParser) -> None:
         "--cond", action="append", default=[], metavar="NAME=VALUE",
         help="ask for a property, in the data's own units; repeat for several (any subset of the model's conditions)",
     )  # fmt: skip
+    _candidates(p)
     add_sampling(p)
     p.add_argument(
         "--output", "-o", metavar="FILE", help="write the samples; the ending decides (.csv, .smi, .sdf, ...)"
@@ -156,6 +164,7 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--per-target", type=positive, default=100, metavar="N", help="samples per target (default: 100)"
     )
+    _candidates(p)
     add_sampling(p)
     p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
 

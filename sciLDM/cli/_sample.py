@@ -46,7 +46,11 @@ def run(args: argparse.Namespace) -> None:
     if args.output and formats and Path(args.output).suffix.lower() not in formats:
         # Said before the work, not after it.
         raise UsageError(f"--output {args.output}: expected an ending {', '.join(formats)}")
-    if args.scaffold is None and args.output and in_blocks(model, Path(args.output)):
+    if args.candidates > 1 and (args.scaffold is not None or not cond):
+        raise UsageError(
+            "--candidates: expected a request to choose by (--cond NAME=VALUE), and no --scaffold"
+        )
+    if args.scaffold is None and args.candidates == 1 and args.output and in_blocks(model, Path(args.output)):
         note(f"written: {_streamed(model, args, cond=cond, guidance=guidance)}")
         return
     if args.scaffold is None:
