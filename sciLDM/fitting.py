@@ -16,7 +16,6 @@ A run folder can be continued: what is finished is skipped, what was interrupted
 """
 
 import json
-import math
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +27,9 @@ import torch
 from torch import Tensor
 
 from sciLDM.artefact import find_artefact
-from sciLDM.autoencoders import LatentStats
 from sciLDM.data.cards import cache_root
 from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
+from sciLDM.data.latents import NormalisedLatents, OneGrid
 from sciLDM.data.run_folder import claim, rank, same_data, write_json
 from sciLDM.denoiser import Denoiser, NetDenoiser
 from sciLDM.domain import Corpus, FieldCodec, Progress, Request
@@ -58,8 +57,6 @@ _ERROR_FIELDS = 4096
 """Most held-out fields that the variance of the autoencoder's error is fitted on."""
 _FEWEST_ERRORS, _MOST_ERRORS, _ERROR_NUMBERS, _ERROR_BATCH = 32, 128, 2**20, 16
 """Held-out latents that the denoiser's error is measured on: fewer of large ones, whose frequencies are many."""
-_START_NUMBERS = 2**23
-"""Numbers in the latents that the Gaussian start is fitted on at a time."""
 
 
 def fit(
@@ -238,48 +235,6 @@ def _measure_error(model: LatentDiffusion, corpus: Corpus, say: Say) -> None:
             model.autoencoder_error = measure_error(model.autoencoder, model.codec, held_out, training=known)
         except (DataError, ShapeMismatch) as problem:
             say(f"warning: {problem}; reconstructions will lack what the autoencoder loses")
-
-
-@final
-class NormalisedLatents:
-    """A latent cache as the denoiser trains on it: unit variance, zero where no cell exists."""
-
-    def __init__(self, cache: LatentCache, stats: LatentStats) -> None:
-        self.cache, self.stats = cache, stats
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    @property
-    def size(self) -> int:
-        """Numbers in one latent."""
-        return self.cache.channels * math.prod(self.cache.shape)
-
-    def fields(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
-        """Latents, mask and labels of these samples."""
-        z, mask, cond = self.cache.fields(indices)
-        return self.stats.normalise_masked(z, mask), mask, cond
-
-
-@final
-class OneGrid:
-    """Normalised latents that must all have the same cells, batch by batch; can be gone through several times."""
-
-    def __init__(self, latents: NormalisedLatents) -> None:
-        self.latents, self.step = latents, max(1, _START_NUMBERS // latents.size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (z for z, _ in self.labelled())
-
-    def labelled(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
-        """With the labels of each batch."""
-        for start in range(0, len(self.latents), self.step):
-            z, mask, cond = self.latents.fields(np.arange(start, min(start + self.step, len(self.latents))))
-            if mask is not None and not bool(mask.all()):
-                raise ConfigError(
-                    "gaussian_start: latents have different cells, expected one grid for all; set it to false"
-                )
-            yield z, cond
 
 
 @torch.no_grad()
