@@ -22,7 +22,7 @@ from sciLDM.parametrisation import Parametrisation
 from sciLDM.registry import class_path
 from sciLDM.samplers import Sampler
 from sciLDM.schedules import Schedule
-from sciLDM.training.settings import StageSettings, TrainerSettings
+from sciLDM.training.settings import SelfTraining, StageSettings, TrainerSettings
 
 __all__ = ["Experiment", "experiment_parser", "instantiate", "read_config"]
 
@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "autoencoder_stage": {"max_steps": 2000},
     "denoiser_stage": {"max_steps": 20000, "ema_decay": 0.999},
     "guide_stage": {"max_steps": 1500, "learning_rate": 2.0e-3, "decay_from": 0.7, "ema_decay": 0.995},
+    "self_training_stage": {"max_steps": 1000, "batch_size": 512, "warmup_steps": 50},
 }
 """What a configuration need not say. A key that it does say replaces these, stage settings one by one."""
 
@@ -70,6 +71,11 @@ class Experiment:
     """How far samples are pushed away from the guide's estimates; 1 switches it off."""
     guide_stage: StageSettings = field(default_factory=StageSettings)
     """Training of the guide, where there is one; far shorter than the denoiser's."""
+    self_training: SelfTraining | None = None
+    """Train the decoder at last on samples of the model, to say at once what constrained decoding makes of them: for
+    domains that decode under constraints (valences of molecules). None for not at all; `{}` for the usual settings."""
+    self_training_stage: StageSettings = field(default_factory=StageSettings)
+    """That training."""
     gaussian_start: bool = False
     """Start the denoiser from the exact one of a Gaussian fitted to the training latents: for fields on one grid
     in a common frame (a region, crops around one organ). With up to 4,096 numbers in a latent any covariance, and known

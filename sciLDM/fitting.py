@@ -1,7 +1,8 @@
 """`fit`: both stages in one call, from a configuration to a run folder with a model in it.
 
     data -> autoencoder -> reconstruction gate -> its error's variance (fields on grids) -> latent statistics
-         -> latent cache -> denoiser -> its error's covariance (fields on grids) -> artefact
+         -> latent cache -> denoiser -> its error's covariance (fields on grids) -> self-training (where asked for)
+         -> artefact
 
 A run folder can be continued: what is finished is skipped, what was interrupted resumes where it stopped.
 
@@ -10,6 +11,7 @@ A run folder can be continued: what is finished is skipped, what was interrupted
 | `config.yaml` | the complete configuration |
 | `reference/` | training and test items, rejected rows |
 | `autoencoder/`, `denoiser/` | checkpoints and `metrics.csv` |
+| `self_training/` | the model's samples that the decoder learned from |
 | `latents/` | cached latents, keyed by the hashes of data and autoencoder |
 | `model/` | the artefact: `sciLDM.load(run)` |
 | `summary.json` | steps, times, scores, peak memory |
@@ -41,6 +43,7 @@ from sciLDM.gaussian_start import GaussianStart
 from sciLDM.guidance.posterior import MeasuredCovariance
 from sciLDM.model import LatentDiffusion, load
 from sciLDM.posterior.measure import measure_error
+from sciLDM.self_train import check_self_training, self_train
 from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stage
 from sciLDM.training.checkpoint import CHECKPOINT
 from sciLDM.training.settings import StageSettings
@@ -101,6 +104,7 @@ def fit(
     ):  # initial weights are the run's own; the caller's generator stays as it was
         torch.manual_seed(full["seed"])
         model = LatentDiffusion(full, corpus.state, reference=run / "reference")
+    check_self_training(model)
     say("parameters: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in model.parameters.items() if n))
     summary: dict[str, Any] = {"data": {**corpus.state.get("source", {}), "sizes": dict(corpus.sizes)}}
     summary["autoencoder"] = _stage_one(model, corpus, run, say)
@@ -108,6 +112,12 @@ def fit(
     _measure_error(model, corpus, say)
     latents = _latents(model, corpus, run, progress or _silent, say)
     summary |= _stage_two(model, latents, run, say)
+    if (settings := model.experiment.self_training) is not None:
+        stage = model.experiment.self_training_stage
+        summary["self_training"] = self_train(
+            model, settings, stage, run / "self_training", progress=progress or _silent, say=say
+        )
+        summary["self_training"]["test"] = reconstruction(model, corpus, "test")
     _measure_denoiser(model, latents["validation"], say)
     summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
         20 if sys.platform != "darwin" else 30

@@ -135,16 +135,7 @@ class LatentDiffusion:
         Raises:
             ConfigError: An unknown condition, a wrong number of values, or settings out of range.
         """
-        if min(count, batch_size, candidates) < 1:
-            raise ConfigError(
-                f"count, batch_size and candidates must be at least 1, got {count}, {batch_size} and {candidates}"
-            )
-        if candidates > 1 and not self.codec.measurable & set(cond or {}):
-            known = ", ".join(sorted(self.codec.measurable)) or "nothing with this model"
-            raise ConfigError(
-                f"candidates={candidates}: expected a request that can be measured on samples ({known}), got "
-                f"{', '.join(cond or {}) or 'none'}; ask for one, or leave candidates out"
-            )
+        _check_counts(self.codec, count, batch_size, candidates, cond or {})
         noise = NoiseSource(seed)
         request = self.codec.plan(count, cond or {}, noise, range(first, first + count)).repeated(candidates)
         ids = range(first * candidates, (first + count) * candidates)
@@ -303,6 +294,21 @@ class LatentDiffusion:
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, got {steps}")
         return self.experiment.sampler.with_steps(steps)
+
+
+def _check_counts(
+    codec: Codec, count: int, batch_size: int, candidates: int, cond: Mapping[str, Any]
+) -> None:
+    if min(count, batch_size, candidates) < 1:
+        raise ConfigError(
+            f"count, batch_size and candidates must be at least 1, got {count}, {batch_size} and {candidates}"
+        )
+    if candidates > 1 and not codec.measurable & set(cond):
+        known = ", ".join(sorted(codec.measurable)) or "nothing with this model"
+        raise ConfigError(
+            f"candidates={candidates}: expected a request that can be measured on samples ({known}), got "
+            f"{', '.join(cond) or 'none'}; ask for one, or leave candidates out"
+        )
 
 
 def load(name_or_path: str | os.PathLike[str]) -> LatentDiffusion:

@@ -22,7 +22,7 @@ from sciLDM.autoencoders import Autoencoder, Bottleneck, Latent, NoiseBottleneck
 from sciLDM.domains.molecules.vocabulary import Vocabulary
 from sciLDM.errors import DataError
 
-__all__ = ["DenseGraph", "GraphLogits", "MolecularGraphAE"]
+__all__ = ["DenseGraph", "GraphLogits", "MolecularGraphAE", "graph_loss", "upper_pairs"]
 
 _MAX_PATH = 8
 _ORDERS = 4
@@ -206,14 +206,8 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
     def reconstruction_loss(self, fields: Batch, decoded: GraphLogits) -> dict[str, Float[Tensor, "batch"]]:
         graph = self.dense(fields)
         pairs = upper_pairs(graph.mask)
-        bonded = (pairs & (graph.order > 0)).float()
-        return {
-            "atom": _nll(decoded.types, graph.types, graph.mask),
-            "chirality": _nll(decoded.chirality, graph.chirality, graph.mask),
-            "bond": _nll(decoded.order, graph.order, pairs),
-            "stereo": _nll(decoded.stereo, graph.stereo, bonded),
-            "valence": self.valence_weight * self._valence_excess(decoded, pairs),
-        }
+        terms = graph_loss(decoded, graph.types, graph.chirality, graph.order, graph.stereo, pairs)
+        return {**terms, "valence": self.valence_weight * self._valence_excess(decoded, pairs)}
 
     def _valence_excess(self, decoded: GraphLogits, pairs: Tensor) -> Tensor:
         """Hinge on the expected sum of bond orders above the expected cap, summed over atoms."""
@@ -238,6 +232,19 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
 def upper_pairs(mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n n"]:
     """Pairs `i < j` of atoms that exist."""
     return (mask[:, :, None] & mask[:, None]).triu(1)
+
+
+def graph_loss(
+    logits: GraphLogits, types: Tensor, chirality: Tensor, order: Tensor, stereo: Tensor, pairs: Tensor
+) -> dict[str, Float[Tensor, "batch"]]:
+    """Negative log-likelihood of graphs, in nats a molecule; `pairs` are those that exist, of which a bond is one."""
+    bonded = (pairs & (order > 0)).float()
+    return {
+        "atom": _nll(logits.types, types, logits.mask),
+        "chirality": _nll(logits.chirality, chirality, logits.mask),
+        "bond": _nll(logits.order, order, pairs),
+        "stereo": _nll(logits.stereo, stereo, bonded),
+    }
 
 
 def _nll(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

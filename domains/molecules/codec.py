@@ -13,10 +13,11 @@ from torch import Tensor
 from sciLDM.autoencoders import Autoencoder, NoiseBottleneck
 from sciLDM.conditions import Category, Condition, Scalar
 from sciLDM.domain import Codec, Request, broadcast_labels
-from sciLDM.domains.molecules.autoencoder import MolecularGraphAE
+from sciLDM.domains.molecules.autoencoder import GraphLogits, MolecularGraphAE
 from sciLDM.domains.molecules.decode import decode_molecules
 from sciLDM.domains.molecules.native import read_molecules
 from sciLDM.domains.molecules.samples import MoleculeSamples
+from sciLDM.domains.molecules.settle import settle, settled_loss
 from sciLDM.domains.molecules.sizes import SizePrior
 from sciLDM.domains.molecules.vocabulary import Vocabulary
 from sciLDM.errors import ConfigError
@@ -160,3 +161,13 @@ class MoleculeCodec(Codec):
                 distance += np.where(requested.isna(), 0.0, np.nan_to_num(off, nan=np.inf))
         best = distance.reshape(-1, candidates).argmin(axis=1)
         return samples.take(np.arange(len(best)) * candidates + best)
+
+    def settle(self, decoded: GraphLogits) -> dict[str, Tensor]:
+        """Graphs under the valence constraint; see `settle.settle`."""
+        return settle(decoded, self.vocabulary)
+
+    def settled_loss(
+        self, settled: Mapping[str, Tensor], decoded: GraphLogits
+    ) -> dict[str, Float[Tensor, "batch"]]:
+        """Negative log-likelihood of such graphs; see `settle.settled_loss`."""
+        return settled_loss(settled, decoded)

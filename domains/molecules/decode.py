@@ -19,13 +19,15 @@ from typing import final
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from rdkit import Chem
+from torch import Tensor
 
 from sciLDM.domains.molecules.autoencoder import GraphLogits, upper_pairs
 from sciLDM.domains.molecules.rebuild import to_mol
 from sciLDM.domains.molecules.vocabulary import Vocabulary
 
-__all__ = ["Decoded", "decode_molecules"]
+__all__ = ["Decoded", "PlainReading", "constrain", "decode_molecules", "read_plainly"]
 
 
 @final
@@ -51,28 +53,69 @@ class Decoded:
     raw_smiles: str | None
 
 
-def decode_molecules(logits: GraphLogits, vocabulary: Vocabulary) -> list[Decoded]:
-    """Decode a batch of logits; see the module's docstring."""
+@final
+@dataclass(frozen=True)
+class PlainReading:
+    """The argmax of every head, for a batch.
+
+    Attributes:
+        types: Of the atoms, `[b, n]`.
+        chirality: Likewise.
+        order: Of the bonds, upper triangle, `[b, n, n]`.
+        stereo: Likewise.
+        odds: `log p(bonded) - log p(none)`.
+        fits: Whether all atoms are inside their caps.
+        connected: Whether the graph is in one piece.
+    """
+
+    types: Int[Tensor, "b n"]
+    chirality: Int[Tensor, "b n"]
+    order: Int[Tensor, "b n n"]
+    stereo: Int[Tensor, "b n n"]
+    odds: Float[Tensor, "b n n"]
+    fits: Bool[Tensor, "b"]
+    connected: Bool[Tensor, "b"]
+
+    @property
+    def allowed(self) -> Bool[Tensor, "b"]:
+        """Whether decoding keeps the graph."""
+        return self.fits & self.connected
+
+
+def read_plainly(logits: GraphLogits, vocabulary: Vocabulary) -> PlainReading:
+    """The raw graphs; see the module's docstring."""
     pairs = upper_pairs(logits.mask)
     order = torch.where(pairs, logits.order.argmax(-1), 0)
     caps = torch.tensor(vocabulary.caps, device=order.device)
     types = logits.types.argmax(-1)
     room = caps[types] - order.sum(1) - order.sum(2)
-    fits = ((room >= 0) | ~logits.mask).all(-1)
-    connected = _connected(order, logits.mask)
+    return PlainReading(
+        types=types,
+        chirality=logits.chirality.argmax(-1),
+        order=order,
+        stereo=logits.stereo.argmax(-1),
+        odds=logits.order[..., 1:].logsumexp(-1) - logits.order[..., 0],
+        fits=((room >= 0) | ~logits.mask).all(-1),
+        connected=_connected(order, logits.mask),
+    )
+
+
+def decode_molecules(logits: GraphLogits, vocabulary: Vocabulary) -> list[Decoded]:
+    """Decode a batch of logits; see the module's docstring."""
+    plain = read_plainly(logits, vocabulary)
     arrays = [
         x.cpu().numpy()
         for x in (
-            types,
-            order,
-            logits.chirality.argmax(-1),
-            logits.stereo.argmax(-1),
-            fits,
-            connected,
+            plain.types,
+            plain.order,
+            plain.chirality,
+            plain.stereo,
+            plain.fits,
+            plain.connected,
             logits.mask.sum(-1),
         )
     ]
-    odds = (logits.order[..., 1:].logsumexp(-1) - logits.order[..., 0]).cpu().numpy()
+    odds = plain.odds.cpu().numpy()
     return [
         _decode_one(
             kinds[:n],

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 from sciLDM.training.data import LatentData, SplitData, TrainingData
 from sciLDM.training.ema import EMA
 from sciLDM.training.plan import BatchPlan
-from sciLDM.training.settings import StageSettings, TrainerSettings
+from sciLDM.training.settings import SelfTraining, StageSettings, TrainerSettings
 
 if TYPE_CHECKING:
     from sciLDM.training.adversarial import AdversarialSettings
+    from sciLDM.training.self_training import DecoderStage, SettledLatents
     from sciLDM.training.stage import Stage
     from sciLDM.training.stages import AutoencoderStage, DenoiserStage
     from sciLDM.training.trainer import StageResult, run_stage
@@ -19,8 +20,11 @@ __all__ = [
     "AdversarialSettings",
     "AutoencoderStage",
     "BatchPlan",
+    "DecoderStage",
     "DenoiserStage",
     "LatentData",
+    "SelfTraining",
+    "SettledLatents",
     "SplitData",
     "Stage",
     "StageResult",
@@ -33,7 +37,9 @@ __all__ = [
 _LAZY = {
     "AdversarialSettings": "adversarial",
     "AutoencoderStage": "stages",
+    "DecoderStage": "self_training",
     "DenoiserStage": "stages",
+    "SettledLatents": "self_training",
     "Stage": "stage",
     "StageResult": "trainer",
     "run_stage": "trainer",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sciLDM.errors import ConfigError
 
-__all__ = ["StageSettings", "TrainerSettings"]
+__all__ = ["SelfTraining", "StageSettings", "TrainerSettings"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,33 @@ class StageSettings:
         )
         _check("decay", self.decay, self.decay in ("cosine", "linear", "none"), "cosine, linear or none")
         _check("precision", self.precision, self.precision in ("bf16", "fp32"), "bf16 or fp32")
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """What the decoder learns from the model's own samples (`sciLDM.training.self_training`).
+
+    Raises:
+        ConfigError: A value out of range.
+    """
+
+    samples: int = 20_000
+    """Latents that the model draws; the more, the better."""
+
+    steps: int | None = 20
+    """Denoiser calls for each; null for the model's own number."""
+
+    noise: float = 0.15
+    """Standard deviation of noise on them in training, in units of the latents'."""
+
+    hard: float = 0.5
+    """Share of those whose output was changed."""
+
+    def __post_init__(self) -> None:
+        _check("samples", self.samples, self.samples >= 100, "at least 100")
+        _check("steps", self.steps, self.steps is None or self.steps >= 1, "at least 1, or null")
+        _check("noise", self.noise, self.noise >= 0 and math.isfinite(self.noise), "0 or more")
+        _check("hard", self.hard, 0 <= self.hard < 1, "in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,15 @@ from sciLDM.training.adversarial import AdversarialSettings, Adversary
 from sciLDM.training.stage import Stage, step_seed
 from sciLDM.weighting import UniformV
 
-__all__ = ["LMBDA_EDGES", "AutoencoderStage", "DenoiserStage"]
+__all__ = ["LMBDA_EDGES", "AutoencoderStage", "DenoiserStage", "half_precision"]
 
 LMBDA_EDGES: tuple[float, ...] = (-6.0, -4.5, -3.0, -1.5, 0.0, 1.5, 3.0, 4.5, 6.0)
 """Borders of the noise levels that validation reports, the same for every schedule; `loss_lmbda_0` is the noisiest."""
+
+
+def half_precision(stage: Stage) -> torch.autocast:
+    """A block in bfloat16, if the stage's settings say so."""
+    return torch.autocast(stage.device.type, dtype=torch.bfloat16, enabled=stage.settings.precision == "bf16")
 
 
 @final
@@ -46,7 +51,7 @@ class AutoencoderStage(Stage):
         return self.network
 
     def loss_terms(self, fields: Any, generator: torch.Generator) -> dict[str, Float[Tensor, "batch"]]:
-        with self._autocast():
+        with half_precision(self):
             if self.adversary is None or not self.adversary.active(self.step):
                 return self.autoencoder.loss(fields, generator)
             # The parts of `Autoencoder.loss`, since the discriminator must see what was decoded.
@@ -60,7 +65,7 @@ class AutoencoderStage(Stage):
 
     def scores(self, fields: Any, indices: np.ndarray) -> dict[str, Float[Tensor, "batch"]]:
         seed = step_seed(self.settings.seed, "autoencoder validation", int(indices[0]), 0)
-        with self._autocast():
+        with half_precision(self):
             terms = self.autoencoder.loss(fields, torch.Generator(device=self.device).manual_seed(seed))
             z, mask = self.autoencoder.code(fields)
             metrics = self.autoencoder.metrics(fields, self.autoencoder.decode(z, mask))
@@ -70,11 +75,6 @@ class AutoencoderStage(Stage):
         for name, values in metrics.items():
             scores[name] = torch.as_tensor(values, dtype=torch.float32, device=self.device)
         return scores
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"
-        )
 
 
 @final

@@ -1,0 +1,115 @@
+"""Where asked for, `fit` ends so: the decoder learns from the model's samples (`sciLDM.training.self_training`)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sciLDM.data.run_folder import rank
+from sciLDM.domain import Progress
+from sciLDM.errors import ArtefactError
+from sciLDM.model import LatentDiffusion
+from sciLDM.rng import NoiseSource
+from sciLDM.training import DecoderStage, SelfTraining, SettledLatents, StageSettings, run_stage
+from sciLDM.training.self_training import SettlesOutputs
+
+__all__ = ["check_self_training", "self_train"]
+
+_BATCH = 512
+_SAMPLES = "samples.safetensors"
+
+
+def check_self_training(model: LatentDiffusion) -> None:
+    """Refuse it before any work.
+
+    Raises:
+        ConfigError: Asked for, though native decoding of this domain takes the plain reading.
+    """
+    settings = model.experiment.self_training
+    if settings is not None:
+        DecoderStage(model.autoencoder, model.codec, model.stats, settings)
+
+
+def self_train(
+    model: LatentDiffusion,
+    settings: SelfTraining,
+    stage_settings: StageSettings,
+    folder: Path,
+    *,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train the decoder of a model on latents that it draws; encoder and denoiser stay as they are.
+
+    Args:
+        model: Complete; its decoder changes.
+        settings: How many latents, and the noise on them.
+        stage_settings: Of the training.
+        folder: Where latents and checkpoints go; an interrupted training is continued there.
+        progress: Told how far drawing has come.
+        say: Receives lines.
+
+    Returns:
+        Steps, seconds, scores on held-out latents, and the share of latents whose plain reading was changed before.
+    """
+    stage = DecoderStage(model.autoencoder, model.codec, model.stats, settings)
+    drawn = _drawn(model, settings, stage_settings.seed, folder, progress, say)
+    changed = float(drawn["changed"].float().mean())
+    say(f"self-training: constrained decoding changed {changed:.1%} of {settings.samples:,} samples")
+    settled = {name: x for name, x in drawn.items() if name not in ("z", "mask")}
+    train, held_out = SettledLatents.split(drawn["z"], drawn.get("mask"), settled, settings)
+    trainer = model.experiment.trainer
+    result = run_stage(stage, train, held_out, stage_settings, trainer, folder, resume=True)
+    stage.finished_network()
+    say(f"self-training: {result.validation['changed']:.1%} of held-out samples are still changed")
+    return {
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "samples": settings.samples,
+        "changed_before": changed,
+        "validation": dict(result.validation),
+    }
+
+
+def _drawn(
+    model: LatentDiffusion,
+    settings: SelfTraining,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> dict[str, Tensor]:
+    """Latents and what their decoding reads; kept, since the decoder has changed when a training is continued."""
+    path = folder / _SAMPLES
+    if path.exists():
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ArtefactError(f"{path} is damaged ({error}); remove {folder}") from error
+    say(f"self-training: drawing {settings.samples:,} samples")
+    noise, ids = NoiseSource(seed).fork("self-training"), range(settings.samples)
+    request = model.codec.plan(settings.samples, {}, noise, ids)
+    own = model.experiment.sampler
+    z = model.sample_latents(
+        request, ids, noise, sampler=own if settings.steps is None else own.with_steps(settings.steps),
+        batch_size=_BATCH, progress=lambda done, total: progress("drawing samples", done, total),
+    )  # fmt: skip
+    assert isinstance(model.codec, SettlesOutputs), "checked when the stage was made"
+    parts = []
+    for start in range(0, len(z), _BATCH):
+        rows = slice(start, start + _BATCH)
+        mask = None if request.mask is None else request.mask[rows].to(z.device)
+        with torch.no_grad():
+            parts.append(model.codec.settle(model.autoencoder.decode(z[rows], mask)))
+    drawn = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    drawn |= {"z": z.cpu()} | ({} if request.mask is None else {"mask": request.mask})
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(drawn, partial)
+        partial.replace(path)
+    return drawn
