@@ -14,7 +14,7 @@ Everything between `Autoencoder.encode` and `Autoencoder.decode` is the core's.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,10 +81,10 @@ class Request:
     always: frozenset[str] = frozenset()
 
     def repeated(self, times: int) -> "Request":
-        """Each sample so many times, one after the other."""
+        """Each sample so many times, one after the other; what a domain adds to a request stays as it is."""
         cond = {name: label.repeat_interleave(times, dim=0) for name, label in self.cond.items()}
         mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
-        return Request(self.shape, cond, mask, self.always)
+        return replace(self, cond=cond, mask=mask)
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ class _Run:
         totals = Totals(self.cases, samples, paired=self.settings.paired)
         drawn = replace(noise, paired=self.settings.paired)
         weights, whiteners = self.solver_weights(problem)
-        request = _repeated(self.task.request, samples)
+        request = self.task.request.repeated(samples)
         count, shape = self.cases * samples, (self.prior.autoencoder.latent_channels, *request.shape)
         for start in range(0, count, self.settings.batch_size):
             ids = range(start, min(start + self.settings.batch_size, count))
@@ -341,13 +341,3 @@ class _Run:
         self._done = done
         if self._progress is not None:
             self._progress(done, self._total)
-
-
-def _repeated(request: Request, samples: int) -> Request:
-    """`samples` consecutive rows for each case."""
-    mask = request.mask
-    return replace(
-        request,
-        cond={name: label.repeat_interleave(samples, 0) for name, label in request.cond.items()},
-        mask=None if mask is None else mask.repeat_interleave(samples, 0),
-    )
