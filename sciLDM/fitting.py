@@ -22,7 +22,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sciLDM.artefact import find_artefact
 from sciLDM.data.cards import cache_root
-from sciLDM.data.latent_cache import LatentCache, cache_key, module_hash
+from sciLDM.data.encode import Batches, cached_latents
 from sciLDM.data.latents import NormalisedLatents, OneGrid
 from sciLDM.data.run_folder import claim, rank, same_data, write_json
 from sciLDM.denoiser import Denoiser, NetDenoiser
@@ -115,7 +115,13 @@ def fit(
     if (settings := model.experiment.self_training) is not None:
         stage = model.experiment.self_training_stage
         summary["self_training"] = self_train(
-            model, settings, stage, run / "self_training", progress=progress or _silent, say=say
+            model,
+            settings,
+            stage,
+            latents["train"].cache,
+            run / "self_training",
+            progress=progress or _silent,
+            say=say,
         )
         summary["self_training"]["test"] = reconstruction(model, corpus, "test")
     _measure_denoiser(model, latents["validation"], say)
@@ -185,19 +191,6 @@ def _shown(vocabulary: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-@final
-class Batches:
-    """A split's fields, batch by batch and in order; can be gone through several times."""
-
-    def __init__(self, corpus: Corpus, split: str, size: int, *, limit: int | None = None) -> None:
-        self.corpus, self.split, self.size = corpus, split, size
-        self.count = min(corpus.sizes[split], limit or corpus.sizes[split])
-
-    def __iter__(self) -> Iterator[Any]:
-        for start in range(0, self.count, self.size):
-            yield self.corpus.fields(self.split, np.arange(start, min(start + self.size, self.count)))
-
-
 def _batch_size(model: LatentDiffusion) -> int:
     """Samples at once outside training. Fields on grids are large: as many as a training step takes."""
     if isinstance(model.codec, FieldCodec):
@@ -252,16 +245,11 @@ def _latents(
     model: LatentDiffusion, corpus: Corpus, run: Path, progress: Progress, say: Say
 ) -> dict[str, NormalisedLatents]:
     """Latents of the training and validation splits, encoded once; fits the statistics on the way."""
-    weights = module_hash(model.autoencoder)
-    found: dict[str, NormalisedLatents] = {}
-    for split in ("train", "validation"):
-        key = cache_key(corpus.fingerprint, weights, split)
-        cache = LatentCache.open(run / "latents", key)
-        if cache is None:
-            say(f"encoding {corpus.sizes[split]:,} {split} samples")
-            batches = _encoded(model, corpus, split)
-            cache = LatentCache.write(run / "latents", key, batches, corpus.sizes[split], progress=progress)
-        found[split] = NormalisedLatents(cache, model.stats)
+    caches = cached_latents(
+        model.autoencoder, model.codec, corpus, run / "latents", batch_size=_batch_size(model), progress=progress,
+        say=say,
+    )  # fmt: skip
+    found = {split: NormalisedLatents(cache, model.stats) for split, cache in caches.items()}
     model.stats.fit(found["train"].cache.batches())
     start = model.denoiser.start
     if start is not None:
@@ -278,21 +266,6 @@ def _described(latents: NormalisedLatents) -> dict[str, Any]:
     if len(index) < _FEWEST:
         return {}
     return {CARD_ENTRY: LatentGaussian.fit(*latents.fields(index)).state()}
-
-
-def _encoded(
-    model: LatentDiffusion, corpus: Corpus, split: str
-) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any]]]:
-    labels = corpus.labels(split)
-    size, step = model.codec.shape, _batch_size(model)
-    for start in range(0, corpus.sizes[split], step):
-        indices = np.arange(start, min(start + step, corpus.sizes[split]))
-        z, mask = model.autoencoder.code(corpus.fields(split, indices))
-        short = [n - have for n, have in zip(reversed(size), reversed(z.shape[2:]), strict=True)]
-        padding = [p for missing in short for p in (0, missing)]
-        z = torch.nn.functional.pad(z, padding)
-        mask = None if mask is None else torch.nn.functional.pad(mask, padding)
-        yield z, mask, {name: values[indices] for name, values in labels.items()}
 
 
 def _stage_two(

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sciLDM.data.latent_cache import LatentCache
 from sciLDM.data.run_folder import rank
 from sciLDM.domain import Progress
 from sciLDM.errors import ArtefactError
@@ -38,6 +40,7 @@ def self_train(
     model: LatentDiffusion,
     settings: SelfTraining,
     stage_settings: StageSettings,
+    latents: LatentCache,
     folder: Path,
     *,
     progress: Progress,
@@ -49,6 +52,7 @@ def self_train(
         model: Complete; its decoder changes.
         settings: How many latents, and the noise on them.
         stage_settings: Of the training.
+        latents: Of the training data.
         folder: Where latents and checkpoints go; an interrupted training is continued there.
         progress: Told how far drawing has come.
         say: Receives lines.
@@ -57,8 +61,8 @@ def self_train(
         Steps, seconds, scores on held-out latents, and the share of latents whose plain reading was changed before.
     """
     stage = DecoderStage(model.autoencoder, model.codec, model.stats, settings)
-    drawn = _drawn(model, settings, stage_settings.seed, folder, progress, say)
-    changed = float(drawn["changed"].float().mean())
+    drawn = _drawn(model, settings, latents, stage_settings.seed, folder, progress, say)
+    changed = float(drawn["changed"][~drawn["real"]].float().mean())
     say(f"self-training: constrained decoding changed {changed:.1%} of {settings.samples:,} samples")
     settled = {name: x for name, x in drawn.items() if name not in ("z", "mask")}
     train, held_out = SettledLatents.split(drawn["z"], drawn.get("mask"), settled, settings)
@@ -78,6 +82,7 @@ def self_train(
 def _drawn(
     model: LatentDiffusion,
     settings: SelfTraining,
+    latents: LatentCache,
     seed: int,
     folder: Path,
     progress: Progress,
@@ -98,18 +103,26 @@ def _drawn(
         request, ids, noise, sampler=own if settings.steps is None else own.with_steps(settings.steps),
         batch_size=_BATCH, progress=lambda done, total: progress("drawing samples", done, total),
     )  # fmt: skip
-    assert isinstance(model.codec, SettlesOutputs), "checked when the stage was made"
-    parts = []
-    for start in range(0, len(z), _BATCH):
-        rows = slice(start, start + _BATCH)
-        mask = None if request.mask is None else request.mask[rows].to(z.device)
-        with torch.no_grad():
-            parts.append(model.codec.settle(model.autoencoder.decode(z[rows], mask)))
-    drawn = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    drawn |= {"z": z.cpu()} | ({} if request.mask is None else {"mask": request.mask})
+    drawn = _settled(model, z.cpu(), request.mask) | {"real": torch.zeros(len(z), dtype=torch.bool)}
+    if settings.replay:
+        rows = latents.epoch(np.random.default_rng(seed))[: settings.samples]
+        known = _settled(model, *latents.fields(rows)[:2]) | {"real": torch.ones(len(rows), dtype=torch.bool)}
+        drawn = {name: torch.cat([values, known[name]]) for name, values in drawn.items()}
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file(drawn, partial)
         partial.replace(path)
     return drawn
+
+
+@torch.no_grad()
+def _settled(model: LatentDiffusion, z: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Latents, mask, and what native decoding makes of them."""
+    assert isinstance(model.codec, SettlesOutputs), "checked when the stage was made"
+    given = {"z": z} | ({} if mask is None else {"mask": mask})
+    parts = []
+    for start in range(0, len(z), _BATCH):
+        here = {name: values[start : start + _BATCH].to(model.device) for name, values in given.items()}
+        parts.append(model.codec.settle(model.autoencoder.decode(here["z"], here.get("mask"))))
+    return given | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

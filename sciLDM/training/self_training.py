@@ -3,7 +3,8 @@ r"""Self-training of a decoder: it learns to say at once what native decoding ma
 A domain may read its decoder under constraints (valences of molecules), and where the plain reading breaks them the
 result is another one. Here the decoder is trained on latents that the model drew itself, towards those results: expert
 iteration (Anthony et al., NeurIPS 2017, arXiv:1705.08439), with noise on the student's input (Xie et al., CVPR 2020,
-arXiv:1911.04252). Encoder, latents and denoiser stay as they are.
+arXiv:1911.04252). Latents of training data are among them, lest those be rebuilt less well. Encoder, latents and
+denoiser stay as they are.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from sciLDM.training.stages import half_precision
 
 __all__ = ["DecoderStage", "SettledLatents", "SettlesOutputs"]
 
-_HELD_OUT = 0.05
+_EACH = 20
+"""One latent in so many is held out."""
 
 
 @runtime_checkable
@@ -43,13 +45,14 @@ class SettlesOutputs(Protocol):
 
 @final
 class SettledLatents:
-    """Latents with what their decoding should read, as `TrainingData`; those that were changed come more often.
+    """Latents with what their decoding should read, as `TrainingData`; each kind comes as often as it is told to.
 
     Args:
         z: Latents.
         mask: Cells that exist, or None.
-        settled: Of `SettlesOutputs.settle`.
-        hard: Share of those that were changed.
+        settled: Of `SettlesOutputs.settle`, and `real` (bool): latents of training data.
+        hard: Share of drawn latents whose output was changed; 0 for as many as there are.
+        replay: Share of real ones; 0 for none.
 
     Raises:
         DataError: None can be used.
@@ -61,28 +64,33 @@ class SettledLatents:
         mask: Bool[Tensor, "batch *shape"] | None,
         settled: Mapping[str, Tensor],
         *,
-        hard: float,
+        hard: float = 0.0,
+        replay: float = 0.0,
     ) -> None:
         self.z, self.mask, self.settled = z, mask, settled
-        usable, changed = settled["usable"].numpy(), settled["changed"].numpy()
-        easy, difficult = np.flatnonzero(usable & ~changed), np.flatnonzero(usable & changed)
+        usable, changed, real = (settled[name].numpy() for name in ("usable", "changed", "real"))
+        easy, difficult = (np.flatnonzero(usable & ~real & kind) for kind in (~changed, changed))
         if len(easy) + len(difficult) == 0:
             raise DataError("self-training: expected latents that decode to something, got none")
-        times = round(hard / (1 - hard) * len(easy) / len(difficult)) if len(difficult) else 0
-        self._rows = np.concatenate([easy, *[difficult] * max(1, times)])
+        rows = [easy, _resized(difficult, hard, replay, easy) if hard else difficult]
+        if replay:
+            rows.append(_resized(np.flatnonzero(usable & ~changed & real), replay, hard, easy))
+        self._rows = np.concatenate(rows)
 
     @staticmethod
     def split(
         z: Tensor, mask: Tensor | None, settled: Mapping[str, Tensor], settings: SelfTraining
     ) -> "tuple[SettledLatents, SettledLatents]":
-        """Training and held-out latents; the latter as often as they were drawn."""
-        kept = len(z) - max(1, round(_HELD_OUT * len(z)))
+        """Training latents, and a twentieth held out; of the latter drawn ones alone, as often as they were drawn."""
+        held_out = torch.arange(len(z)) % _EACH == 0
 
-        def part(rows: slice, hard: float) -> SettledLatents:
+        def part(rows: Tensor, hard: float, replay: float) -> SettledLatents:
             chosen = {name: values[rows] for name, values in settled.items()}
-            return SettledLatents(z[rows], None if mask is None else mask[rows], chosen, hard=hard)
+            return SettledLatents(
+                z[rows], None if mask is None else mask[rows], chosen, hard=hard, replay=replay
+            )
 
-        return part(slice(kept), settings.hard), part(slice(kept, None), 0.0)
+        return part(~held_out, settings.hard, settings.replay), part(held_out, 0.0, 0.0)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -91,6 +99,12 @@ class SettledLatents:
         rows = torch.as_tensor(self._rows[indices])
         mask = None if self.mask is None else self.mask[rows]
         return self.z[rows], mask, {name: values[rows] for name, values in self.settled.items()}
+
+
+def _resized(rows: np.ndarray, share: float, other: float, easy: np.ndarray) -> np.ndarray:
+    """Rows as often as makes them this share, where `easy` has what two kinds leave."""
+    wanted = round(share / (1 - share - other) * len(easy))
+    return np.resize(rows, wanted) if len(rows) and wanted else rows
 
 
 @final

@@ -129,14 +129,18 @@ class SelfTraining:
     noise: float = 0.15
     """Standard deviation of noise on them in training, in units of the latents'."""
 
-    hard: float = 0.5
+    hard: float = 0.4
     """Share of those whose output was changed."""
+
+    replay: float = 0.3
+    """Share of latents of real training data, which must still be rebuilt."""
 
     def __post_init__(self) -> None:
         _check("samples", self.samples, self.samples >= 100, "at least 100")
         _check("steps", self.steps, self.steps is None or self.steps >= 1, "at least 1, or null")
         _check("noise", self.noise, self.noise >= 0 and math.isfinite(self.noise), "0 or more")
         _check("hard", self.hard, 0 <= self.hard < 1, "in [0, 1)")
+        _check("replay", self.replay, 0 <= self.replay < 1 - self.hard, "in [0, 1 - hard)")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sciLDM.autoencoders import LatentStats
+from sciLDM.data.latent_cache import LatentCache
 from sciLDM.domains.molecules.autoencoder import GraphLogits
 from sciLDM.domains.molecules.decode import decode_molecules
 from sciLDM.domains.molecules.settle import settle, settled_loss
@@ -78,9 +79,14 @@ def test_a_decoder_learns_to_be_valid(tmp_path_factory: pytest.TempPathFactory, 
 
     torch.set_num_threads(1)
     model, lines = sciLDM.load(tiny_run(tmp_path_factory)), []
+    folder = tiny_run(tmp_path_factory) / "latents"
+    caches = [LatentCache.open(folder, path.stem) for path in folder.iterdir()]
+    cache = max((c for c in caches if c is not None), key=len)
     before = {name: p.clone() for name, p in model.autoencoder.state_dict().items()}
     denoiser = {name: p.clone() for name, p in model.denoiser.state_dict().items()}
-    found = self_train(model, SETTINGS, SHORT, tmp_path / "st", progress=lambda *_: None, say=lines.append)
+    found = self_train(
+        model, SETTINGS, SHORT, cache, tmp_path / "st", progress=lambda *_: None, say=lines.append
+    )
     assert found["validation"]["changed"] < 0.7 * found["changed_before"], found
     assert any("drawing 200 samples" in line for line in lines)
     after = model.autoencoder.state_dict()
@@ -94,9 +100,9 @@ def test_a_decoder_learns_to_be_valid(tmp_path_factory: pytest.TempPathFactory, 
     # Continued from its checkpoint: nothing is drawn again, and the same decoder comes out.
     other, again = sciLDM.load(tiny_run(tmp_path_factory)), []
     assert (
-        self_train(other, SETTINGS, SHORT, tmp_path / "st", progress=lambda *_: None, say=again.append)[
-            "steps"
-        ]
+        self_train(
+            other, SETTINGS, SHORT, cache, tmp_path / "st", progress=lambda *_: None, say=again.append
+        )["steps"]
         == found["steps"]
     )
     assert not any("drawing" in line for line in again)
@@ -104,7 +110,7 @@ def test_a_decoder_learns_to_be_valid(tmp_path_factory: pytest.TempPathFactory, 
 
     (tmp_path / "st" / "samples.safetensors").write_bytes(b"cut")
     with pytest.raises(ArtefactError, match=r"samples\.safetensors is damaged"):
-        self_train(other, SETTINGS, SHORT, tmp_path / "st", progress=lambda *_: None, say=again.append)
+        self_train(other, SETTINGS, SHORT, cache, tmp_path / "st", progress=lambda *_: None, say=again.append)
 
 
 def test_fit_ends_with_it(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
@@ -120,11 +126,15 @@ def test_fit_ends_with_it(tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
 
 
 def test_hard_outputs_come_as_often_as_asked() -> None:
-    settled = {"usable": torch.ones(100, dtype=torch.bool), "changed": torch.arange(100) < 10}
-    data = SettledLatents(torch.zeros(100, 2, 3), None, settled, hard=0.5)
+    kind = torch.arange(100)
+    settled = {"usable": kind >= 0, "changed": kind < 10, "real": kind >= 50}
+    data = SettledLatents(torch.zeros(100, 2, 3), None, settled, hard=0.5, replay=0.3)
     _, mask, rows = data.fields(np.arange(len(data)))
     assert mask is None
     assert rows["changed"].float().mean() == pytest.approx(0.5, abs=0.01)
+    assert rows["real"].float().mean() == pytest.approx(0.3, abs=0.01)
+    plain = SettledLatents(torch.zeros(100, 2, 3), None, settled)
+    assert len(plain) == 50, "drawn ones, each once"
     with pytest.raises(DataError, match="got none"):
         SettledLatents(torch.zeros(100, 2, 3), None, {**settled, "usable": ~settled["usable"]}, hard=0.5)
 
@@ -144,6 +154,7 @@ def test_other_domains_refuse_it(tmp_path_factory: pytest.TempPathFactory) -> No
         ({"steps": 0}, "steps"),
         ({"noise": -1.0}, "noise"),
         ({"hard": 1.0}, "hard"),
+        ({"hard": 0.8}, "replay"),
     ],
 )
 def test_bad_settings(options: dict, message: str) -> None:
