@@ -85,10 +85,20 @@ class Experiment:
     patterns fit those very volumes, and a network trained on top learns to trust them."""
     autoencoder_from: str | None = None
     """Take the autoencoder of another run (or shipped model) instead of training one."""
+    denoiser_from: str | None = None
+    """Start the denoiser from the weights of another run (or shipped model), to train it further or on more data of the
+    kind. Latents must mean the same: the autoencoder must be taken from there, too (autoencoder_from)."""
     ignore_gate: bool = False
     """Train the denoiser even when the autoencoder misses its reconstruction gate."""
     seed: int = 0
     """Seed of initial weights; the stages have their own for batches and noise."""
+
+    def __post_init__(self) -> None:
+        if self.denoiser_from is not None and self.denoiser_from != self.autoencoder_from:
+            raise ConfigError(
+                f"denoiser_from={self.denoiser_from}: expected autoencoder_from to name the same model, got "
+                f"{self.autoencoder_from}; a denoiser knows the latents of its own autoencoder alone"
+            )
 
 
 def experiment_parser() -> jsonargparse.ArgumentParser:

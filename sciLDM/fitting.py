@@ -274,6 +274,8 @@ def _stage_two(
     """Train the denoiser, and its guide where there is one."""
     say("stage 2: denoiser")
     experiment = model.experiment
+    if experiment.denoiser_from is not None and not (run / "denoiser" / CHECKPOINT).exists():
+        _start_from(model, experiment.denoiser_from, say)
     summary = {
         "denoiser": _train(model, model.denoiser, experiment.denoiser_stage, latents, run / "denoiser")
     }
@@ -281,6 +283,18 @@ def _stage_two(
         say("stage 2: guide")
         summary["guide"] = _train(model, model.guide, experiment.guide_stage, latents, run / "guide")
     return summary
+
+
+def _start_from(model: LatentDiffusion, source: str, say: Say) -> None:
+    other = load(find_artefact(source))
+    ours, theirs = model.denoiser.state_dict(), other.denoiser.state_dict()
+    if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
+        raise ConfigError(
+            f"denoiser_from={source}: it is another network than the one configured; copy its `network` options and "
+            "conditions, or leave it out"
+        )
+    model.denoiser.load_state_dict(theirs)
+    say(f"stage 2: denoiser starts from {source}")
 
 
 def _train(

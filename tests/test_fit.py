@@ -214,6 +214,28 @@ def test_autoencoder_of_another_run(done: Path, settings: dict, tmp_path: Path) 
         run({**settings, "autoencoder_from": "nowhere"}, tmp_path / "nowhere")
 
 
+def test_denoiser_of_another_run(done: Path, settings: dict, tmp_path: Path) -> None:
+    both = {**settings, "autoencoder_from": str(done), "denoiser_from": str(done)}
+    rate = {
+        "denoiser_stage__max_steps": 1,
+        "denoiser_stage__learning_rate": 1e-9,
+        "denoiser_stage__ema_decay": None,
+    }
+    model, theirs = run(both, tmp_path / "run", **rate), tensors(sciLDM.load(done))
+    mine = {n: t for n, t in tensors(model).items() if n.startswith("denoiser.net")}
+    assert mine
+    assert all(torch.allclose(t, theirs[n], atol=1e-6) for n, t in mine.items())
+
+    with pytest.raises(ConfigError, match="expected autoencoder_from to name the same model, got None"):
+        run({**settings, "denoiser_from": str(done)}, tmp_path / "alone")
+    wider = {
+        **both,
+        "network": {"class_path": "DiTNetwork", "init_args": {"width": 48, "depth": 1, "heads": 2}},
+    }
+    with pytest.raises(ConfigError, match=r"denoiser_from=.*another network"):
+        run(wider, tmp_path / "wider")
+
+
 def test_a_damaged_run_says_so(copy: Path, settings: dict) -> None:
     weights = copy / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -28,8 +28,12 @@ class StageSettings:
     batch_size: int = 256
     """Samples a step, over all devices together."""
 
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: orthogonalised momentum (Jordan et al. 2024) for linear layers inside blocks, AdamW for all else;
+    fewer steps to the same loss. Same learning rates; needs torch 2.9."""
+
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
 
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0; at most a tenth of max_steps."""
@@ -108,6 +112,7 @@ class StageSettings:
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "two numbers in [0, 1)",
         )
+        _check("optimiser", self.optimiser, self.optimiser in ("adamw", "muon"), "adamw or muon")
         _check("decay", self.decay, self.decay in ("cosine", "linear", "none"), "cosine, linear or none")
         _check("precision", self.precision, self.precision in ("bf16", "fp32"), "bf16 or fp32")
 

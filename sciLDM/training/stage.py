@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -216,11 +217,13 @@ class Stage(LightningModule, ABC):
     # --- Lightning's hooks --------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW for the network, and one more for the discriminator if there is one."""
-        optimisers: list[torch.optim.Optimizer] = [make_optimiser(self.network.parameters(), self.settings)]
+        """One for the network, and AdamW for the discriminator if there is one."""
+        optimisers: list[torch.optim.Optimizer] = [make_optimiser(self.network, self.settings)]
         if self.adversary is not None:
             rate = self.adversary.settings.learning_rate
-            optimisers.append(make_optimiser(self.adversary.parameters(), self.settings, learning_rate=rate))
+            optimisers.append(
+                make_optimiser(self.adversary, replace(self.settings, optimiser="adamw"), learning_rate=rate)
+            )
         return optimisers
 
     def on_fit_start(self) -> None:

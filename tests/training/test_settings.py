@@ -57,13 +57,38 @@ def test_a_short_trial_run_leaves_its_warm_up() -> None:
 
 def test_only_matrices_decay() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    optimiser = make_optimiser(net.parameters(), StageSettings(weight_decay=0.5, learning_rate=0.1))
+    optimiser = make_optimiser(net, StageSettings(weight_decay=0.5, learning_rate=0.1))
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     optimiser.step()
     for name, p in net.named_parameters():
         assert torch.allclose(p, before[name] * (1 - 0.1 * 0.5 if p.ndim == 2 else 1.0)), name
+
+
+def test_muon_turns_a_matrix_along_all_directions_alike_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    block, head = nn.Linear(16, 8), nn.Linear(8, 4)
+    net = nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": head})
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimiser = make_optimiser(
+        net, StageSettings(optimiser="muon", learning_rate=0.1, weight_decay=0.0, warmup_steps=0)
+    )
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    optimiser.step()
+    change = {name: p.detach() - before[name] for name, p in net.named_parameters()}
+    # Newton-Schulz brings singular values to about 1 (0.7 to 1.2), whatever those of the gradient.
+    spread = torch.linalg.svdvals(change["blocks.0.weight"]) / (0.1 * 0.2 * 16**0.5)
+    assert float(spread.min()) > 0.5
+    assert float(spread.max()) < 1.5
+    for name in ("blocks.0.bias", "head.weight", "head.bias"):  # Adam's first step has the size of the rate
+        assert torch.allclose(change[name].abs(), torch.full_like(change[name], 0.1), rtol=1e-3), name
+
+
+def test_muon_is_refused_where_there_is_nothing_for_it() -> None:
+    with pytest.raises(ConfigError, match="Linear has none; use adamw"):
+        make_optimiser(nn.Linear(3, 4), StageSettings(optimiser="muon"))
 
 
 def test_settings_load_without_lightning() -> None:
