@@ -82,9 +82,7 @@ class _Layer(nn.Module):
         self.heads = heads
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), _GELU(), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), _GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -92,7 +90,8 @@ class _Layer(nn.Module):
             self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         )
         bias = bias.to(q.dtype)
-        if _half_on_cpu(q):  # fused attention's backward pass takes several times as long (see `sciLDM.nets.dit`)
+        if _half_on_cpu(q):
+            # The backward pass of the fused attention takes several times as long (see `sciLDM.nets.dit`).
             q, k, v = (part.contiguous() for part in (q, k, v))
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
             mixed = scores.softmax(dim=-1).to(v.dtype) @ v
