@@ -1,7 +1,7 @@
 """Molecules per second at few steps, ours beside torch-molecule's samplers and a SMILES model of CharRNN's size.
 
 Everything in one process with one number of threads, on molecules as large as QM9's. Only time is measured: the peers
-have untrained weights (one step on 64 molecules sets up their tables), at their default size and with about as many
+have untrained weights (one step on 32 molecules sets up their tables), at their default size and with about as many
 parameters as ours. Each is called as its users call it and returns SMILES; ours is also timed with the table of
 properties, novelty and nearest neighbours that it gives its users.
 
@@ -112,7 +112,7 @@ def torch_molecule(smiles: Sequence[str], count: int, steps: int) -> dict[str, C
     for name, make in made.items():
         generator = make()
         generator.device = torch.device("cpu")
-        generator.fit(list(smiles[:64]))
+        generator.fit(list(smiles[:32]))
         parameters = sum(p.numel() for p in generator.model.parameters())
         found[f"torch-molecule {name}"] = Candidate(partial(_generate, generator), count, parameters)
     return found
