@@ -21,6 +21,7 @@ from torch_geometric.utils import to_dense_adj, to_dense_batch
 from sciLDM.autoencoders import Autoencoder, Bottleneck, Latent, NoiseBottleneck
 from sciLDM.domains.molecules.vocabulary import Vocabulary
 from sciLDM.errors import DataError
+from sciLDM.nets.ragged import join, split_by_length
 
 __all__ = ["DenseGraph", "GraphLogits", "MolecularGraphAE", "graph_loss", "upper_pairs"]
 
@@ -44,6 +45,11 @@ class DenseGraph:
     stereo: Int[Tensor, "b n n"]
     mask: Bool[Tensor, "b n"]
 
+    def part(self, of: Tensor, n: int) -> "DenseGraph":
+        """Some graphs, with room for `n` atoms."""
+        atoms = (x[of, :n] for x in (self.types, self.hydrogens, self.chirality, self.in_ring))
+        return DenseGraph(*atoms, self.order[of, :n, :n], self.stereo[of, :n, :n], self.mask[of, :n])
+
 
 @dataclass(frozen=True)
 class GraphLogits:
@@ -56,6 +62,17 @@ class GraphLogits:
     mask: Bool[Tensor, "b n"]
 
 
+def _half_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+@final
+class _GELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        # In bfloat16 the erf form differs by less than the rounding, and takes a third of the time on CPUs.
+        return F.gelu(x, approximate="none" if _half_on_cpu(x) else "tanh")
+
+
 @final
 class _Layer(nn.Module):
     """Pre-norm transformer layer; attention takes an additive bias per head and pair."""
@@ -65,16 +82,21 @@ class _Layer(nn.Module):
         self.heads = heads
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), _GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         batch, length, width = x.shape
         q, k, v = (
             self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        bias = bias.to(q.dtype)
+        if _half_on_cpu(q):
+            # The backward pass of the fused attention takes several times as long (see `sciLDM.nets.dit`).
+            q, k, v = (part.contiguous() for part in (q, k, v))
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
+            mixed = scores.softmax(dim=-1).to(v.dtype) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp(self.norm_2(x))
 
@@ -128,7 +150,7 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
         self.atom_head = nn.Linear(width, types + 3)
         self.pair_left, self.pair_right = nn.Linear(width, width), nn.Linear(width, width)
         self.pair_sum = nn.Linear(width, 2 * width)
-        self.pair_head = nn.Sequential(nn.GELU(approximate="tanh"), nn.Linear(width, _ORDERS + _STEREO))
+        self.pair_head = nn.Sequential(_GELU(), nn.Linear(width, _ORDERS + _STEREO))
 
     def dense(self, batch: Batch) -> DenseGraph:
         """Padded tensors of a PyG batch as `GraphTable.to_batch` makes it.
@@ -168,6 +190,17 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
 
     def encode(self, fields: Batch) -> Latent:
         graph = self.dense(fields)
+        groups = split_by_length(graph.mask, power=2)
+        if groups is None:
+            code = self._encode(graph)
+        else:
+            parts = [self._encode(graph.part(of, n)) for of, n in groups]
+            code = join(parts, groups, graph.mask.shape[1], (2,))
+        mean, log_std = code.chunk(2, dim=1)
+        return Latent(mean, log_std, graph.mask)
+
+    def _encode(self, graph: DenseGraph) -> Tensor:
+        """Mean and log standard deviation, one after the other."""
         positions = torch.arange(graph.mask.shape[1], device=graph.mask.device)
         h = (
             self.embed_type(graph.types)
@@ -184,12 +217,23 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
         bias = pair.permute(0, 3, 1, 2) + _padding_bias(graph.mask)
         for layer in self.encoder:
             h = layer(h, bias)
-        mean, log_std = self.to_latent(h).transpose(1, 2).float().chunk(2, dim=1)
-        return Latent(mean, log_std, graph.mask)
+        return self.to_latent(h).transpose(1, 2).float()
 
     def decode(self, z: Tensor, mask: Tensor | None) -> GraphLogits:
         if mask is None:
             mask = torch.ones(z.shape[0], z.shape[2], dtype=torch.bool, device=z.device)
+        groups = split_by_length(mask, power=2)
+        if groups is None:
+            return GraphLogits(*self._decode(z, mask), mask)
+        parts = [self._decode(z[of, :, :n], mask[of, :n]) for of, n in groups]
+        whole = [
+            join([part[k] for part in parts], groups, z.shape[2], axes)
+            for k, axes in enumerate(((1,), (1,), (1, 2), (1, 2)))
+        ]
+        return GraphLogits(*whole, mask)
+
+    def _decode(self, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of types, chirality, order and stereo."""
         positions = torch.arange(z.shape[2], device=z.device)
         h = self.from_latent(z.transpose(1, 2)) + self.position_out(positions)
         bias = _padding_bias(mask)
@@ -201,7 +245,7 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
             self.pair_left(h)[:, :, None] * self.pair_right(h)[:, None] + first[:, :, None] + second[:, None]
         )
         atom, pair = self.atom_head(h).float(), self.pair_head(pair).float()
-        return GraphLogits(atom[..., :-3], atom[..., -3:], pair[..., :_ORDERS], pair[..., _ORDERS:], mask)
+        return atom[..., :-3], atom[..., -3:], pair[..., :_ORDERS], pair[..., _ORDERS:]
 
     def reconstruction_loss(self, fields: Batch, decoded: GraphLogits) -> dict[str, Float[Tensor, "batch"]]:
         graph = self.dense(fields)

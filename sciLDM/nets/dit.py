@@ -19,6 +19,7 @@ from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.nets.conditioning import ConditionEmbedding, FourierFeatures
 from sciLDM.nets.norms import stacked_rms_norm
 from sciLDM.nets.positions import LearnedPositions, RotaryPositions, rotate
+from sciLDM.nets.ragged import join, split_by_length
 from sciLDM.types import Cond
 
 __all__ = ["DiT"]
@@ -172,6 +173,25 @@ class DiT(nn.Module):
                 f"latent has shape {tuple(x.shape)}, this network expects [batch, {self.channels}, *{self.shape}]; "
                 "was it made by another autoencoder?"
             )
+        ragged = len(self.shape) == self.patch == 1 and not self.condition.field_channels
+        groups = split_by_length(mask) if ragged else None
+        if groups is None or mask is None:
+            return self._forward(x, noise_level, cond, mask, previous)
+        parts = [
+            self._forward(
+                x[of, :, :n],
+                noise_level[of],
+                None if cond is None else {name: label[of] for name, label in cond.items()},
+                mask[of, :n],
+                None if previous is None else previous[of, :, :n],
+            )
+            for of, n in groups
+        ]
+        return join(parts, groups, x.shape[2], (2,))
+
+    def _forward(
+        self, x: Tensor, noise_level: Tensor, cond: Cond | None, mask: Tensor | None, previous: Tensor | None
+    ) -> Tensor:
         grid = x.shape[2:]
         if any(n % self.patch for n in grid):
             raise ShapeMismatch(
