@@ -8,7 +8,7 @@ run that was stopped goes on where it was.
 
 Of `count` samples each (20 steps, the guide on): `share` have the class's Murcko scaffold; `novel` are valid and not
 among the 100; `new` of those with the scaffold are not among the 100; `near` is the mean Tanimoto similarity (Morgan,
-radius 2) to the nearest held-out member, of the training molecules themselves in the row `the 100`; `found` of the
+radius 2) to the nearest held-out member, of the training molecules themselves for comparison; `found` of the
 held-out members are among the samples; `logP` is the first Wasserstein distance of logP to held-out members.
 """
 
@@ -34,6 +34,7 @@ from sciLDM.model import LatentDiffusion
 from sciLDM.rng import NoiseSource
 
 WAYS = ("before", "low rank", "low rank, old decoder", "all weights", "from scratch")
+SHOWN = ("share", "novel", "new", "near", "unique", "raw_valid", "found")
 REPORTED = tuple(CLASSES)[1:]
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 
@@ -108,36 +109,50 @@ def log_p(smiles: list[str]) -> list[float]:
     return [Crippen.MolLogP(Chem.MolFromSmiles(s)) for s in smiles]
 
 
-def case(base: LatentDiffusion, name: str, way: str, work: Path, sizes: Sizes) -> dict[str, Any]:
-    """Scores of one class and way, from the work folder where they are there."""
-    folder = work / f"{name}-{way}".replace(" ", "_").replace(",", "")
-    path = folder.with_suffix(".json")
-    if not path.exists():
-        ring = CLASSES[name]
-        items, held_out = split_class(ring, train=sizes.items)
-        model = base if way == "before" else adapted(base, way, items, folder, sizes)
-        told = {} if way == "before" else model.card["finetuned"]
-        kept = {
-            key: told[key]
-            for key in ("seconds", "trained", "rebuilt_before", "rebuilt", "validation")
-            if key in told
-        }
-        found = {
-            "members": len(items) + len(held_out),
-            **scores(drawn(model, sizes), ring, items, held_out),
-            **kept,
-        }
-        path.write_text(json.dumps(found), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-    return json.loads(path.read_text(encoding="utf-8"))
+def case(base: LatentDiffusion, name: str, way: str, work: Path, sizes: Sizes) -> None:
+    """Scores of one class and way, unless they are in the work folder."""
+    path = kept_at(work, name, way)
+    if path.exists():
+        return
+    ring, folder = CLASSES[name], path.with_suffix("")
+    items, held_out = split_class(ring, train=sizes.items)
+    model = base if way == "before" else adapted(base, way, items, folder, sizes)
+    told = {} if way == "before" else model.card["finetuned"]
+    wanted = ("seconds", "steps", "trained", "rebuilt_before", "rebuilt", "validation")
+    found = scores(drawn(model, sizes), ring, items, held_out) | {k: told[k] for k in wanted if k in told}
+    path.write_text(json.dumps(found), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def rows_of(found: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
-    """What is aimed at, for each class."""
+def kept_at(work: Path, name: str, way: str) -> Path:
+    return work / (f"{name}-{way}".replace(" ", "_").replace(",", "") + ".json")
+
+
+def collected(work: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """Everything in the work folder: sizes of each class, its floor, and scores by way."""
+    found = {}
+    for name, ring in CLASSES.items():
+        paths = {way: kept_at(work, name, way) for way in WAYS}
+        ways = {way: json.loads(p.read_text(encoding="utf-8")) for way, p in paths.items() if p.exists()}
+        if ways:
+            items, held_out = split_class(ring, train=sizes.items)
+            near = float(nearest(items, held_out)["similarity"].mean())
+            found[name] = {
+                "items": len(items),
+                "held_out": len(held_out),
+                "near of the items": near,
+                "ways": ways,
+            }
+    return found
+
+
+def rows_of(found: dict[str, dict[str, Any]]) -> list[Row]:
+    """The table."""
     rows = []
-    for name, ways in found.items():
-        for way, values in ways.items():
-            for key in ("share", "novel", "new", "near"):
+    for name, told in found.items():
+        rows.append(Row(f"{name}: near, of the {told['items']} themselves", told["near of the items"], "1"))
+        for way, values in told["ways"].items():
+            for key in SHOWN:
                 aim = 0.8 if key == "novel" and way == "low rank" else None
                 rows.append(Row(f"{name}, {way}: {key}", values[key], "1", at_least=aim))
     return rows
@@ -154,24 +169,18 @@ def main() -> None:
     sizes = Sizes(32, 20, 2, 2) if options.quick else Sizes(options.count)
     work = options.work / ("quick" if options.quick else f"{options.count}")
     work.mkdir(parents=True, exist_ok=True)
-    host, base, found = machine(), sciLDM.load("qm9-small"), {}
+    host, base = machine(), sciLDM.load("qm9-small")
     for name in options.classes:
-        items, held_out = split_class(CLASSES[name], train=sizes.items)
-        floor = {"near": float(nearest(items, held_out)["similarity"].mean())}
-        found[name] = {way: case(base, name, way, work, sizes) for way in options.ways}
-        print(f"{name}: {len(items)} to train on, {len(held_out)} held out, {floor}", flush=True)
-        for way, values in found[name].items():
-            shown = {k: round(v, 3) for k, v in values.items() if isinstance(v, float)}
-            print(f"  {way}: {shown}", flush=True)
-        found[name]["the 100"] = floor
-    rows = rows_of({n: {w: v for w, v in ways.items() if "share" in v} for n, ways in found.items()})
-    rows = without_aims(rows) if options.quick else rows
+        for way in options.ways:
+            case(base, name, way, work, sizes)
+    found = collected(work, sizes)
+    rows = without_aims(rows_of(found)) if options.quick else rows_of(found)
     print_rows(rows)
     write_rows(rows, options.json)
     if not options.quick:
         record = {
-            "machine": host, "versions": versions(("torch", "rdkit")), "sizes": asdict(sizes), "classes": dict(CLASSES),
-            "chosen_on": next(iter(CLASSES)), "scores": found,
+            "machine": host, "versions": versions(("torch", "rdkit")), "sizes": asdict(sizes), "rings": dict(CLASSES),
+            "settings_chosen_on": next(iter(CLASSES)), "classes": found,
         }  # fmt: skip
         RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

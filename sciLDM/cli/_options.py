@@ -310,7 +310,10 @@ def positive(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+    try:
+        return 0 if text == "0" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}") from error
 
 
 def not_negative(text: str) -> float:
