@@ -15,7 +15,7 @@ from sciLDM.conditions import Category, Condition, Scalar
 from sciLDM.domain import Codec, Request, broadcast_labels
 from sciLDM.domains.molecules.autoencoder import GraphLogits, MolecularGraphAE
 from sciLDM.domains.molecules.decode import decode_molecules
-from sciLDM.domains.molecules.native import read_molecules
+from sciLDM.domains.molecules.native import read_molecules, write_items
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.domains.molecules.settle import settle, settled_loss
 from sciLDM.domains.molecules.sizes import SizePrior
@@ -124,6 +124,16 @@ class MoleculeCodec(Codec):
     def from_native(self, objects: Any, cond: Mapping[str, Any] | None = None) -> tuple[Any, Request]:
         """Graphs and labels of the user's own molecules; see `native.read_molecules`."""
         return read_molecules(self, objects, cond, atoms=ATOMS)
+
+    def adapted(self, request: Request) -> dict[str, Any]:
+        """The state of a model fine-tuned on these molecules: samples should have their sizes."""
+        labels = {p.name: request.cond[p.name].cpu().numpy() for p in self.properties}
+        sizes = self.sizes.refitted(request.cond[ATOMS].cpu().numpy(), labels)
+        return {**self.state, "sizes": sizes.to_dict()}
+
+    def write_items(self, folder: Path, objects: Any, reference: Path | None) -> None:
+        """Training molecules of such a model: what it was fine-tuned on, and those known before."""
+        write_items(folder, objects, reference, self.state["source"])
 
     @torch.no_grad()
     def decode(

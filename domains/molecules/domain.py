@@ -185,6 +185,18 @@ class Molecules(Domain):
 
         return read_generated(path)
 
+    @staticmethod
+    def read_items(path: Path, codec: Any) -> tuple[list[str], dict[str, Any]]:
+        """Molecules of a user's file for `sciLDM.adapt.finetune`, and the labels that the file has for them.
+
+        As in training, a column of the file goes before what RDKit computes.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about columns that no label is taken from
+            table = read_table(path)
+        names = [p.name for p in codec.properties if p.name in table.columns]
+        return table["smiles"].tolist(), {name: table[name].to_numpy(copy=True) for name in names}
+
     def read_samples(self, path: Path) -> MoleculeSamples:
         """Samples written earlier by `MoleculeSamples.write`."""
         from sciLDM.domains.molecules.report import read_samples

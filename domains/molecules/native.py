@@ -1,6 +1,7 @@
 """The user's own molecules for a trained model: SMILES, RDKit molecules or samples in, graphs and labels out."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from sciLDM.domain import Request, broadcast_labels
 from sciLDM.domains.molecules._perceive import Options, perceive_chunk
 from sciLDM.domains.molecules.descriptors import describe
 from sciLDM.domains.molecules.featurise import featurise
+from sciLDM.domains.molecules.reference import Reference, find_reference
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sciLDM.domains.molecules.codec import MoleculeCodec
 
-__all__ = ["draw_contributions", "read_molecules"]
+__all__ = ["draw_contributions", "read_molecules", "write_items"]
 
 _SHOWN = 5
 _RED, _BLUE = np.array([0.85, 0.25, 0.2]), np.array([0.2, 0.4, 0.85])
@@ -69,6 +71,14 @@ def read_molecules(
     mask = torch.arange(codec.shape[0])[None] < sizes[:, None]
     request = Request(codec.shape, {atoms: sizes, **labels, **asked}, mask, frozenset({atoms}))
     return found.graphs.to_batch(np.arange(count)), request
+
+
+def write_items(folder: Path, objects: Any, reference: Path | None, source: Mapping[str, Any]) -> None:
+    """A reference whose training molecules are these, after the ones known before (of `reference` or `source`)."""
+    own = [Chem.MolToSmiles(Chem.MolFromSmiles(text)) for text in _smiles(objects) if text is not None]
+    known = find_reference(reference, source)
+    old = [] if known is None else known.train
+    Reference.write(folder, list(dict.fromkeys([*old, *own])), [] if known is None else known.test)
 
 
 def draw_contributions(

@@ -51,6 +51,17 @@ class SizePrior:
                 stds[name].append(float(weight * std + (1 - weight) * overall_std) + 1e-6)
         return SizePrior(atoms.tolist(), counts.tolist(), means, stds)
 
+    def refitted(self, sizes: np.ndarray, properties: Mapping[str, np.ndarray]) -> "SizePrior":
+        """The prior of other molecules; a property that none of them has keeps what is known of it for each size."""
+        known = {name: values for name, values in properties.items() if np.isfinite(values).any()}
+        new = SizePrior.fit(sizes, known)
+        nearest = [int(np.abs(np.asarray(self.atoms) - n).argmin()) for n in new.atoms]
+        means, stds = (
+            {name: new_one[name] if name in known else [old[name][k] for k in nearest] for name in self.means}
+            for new_one, old in ((new.means, self.means), (new.stds, self.stds))
+        )
+        return SizePrior(new.atoms, new.counts, means, stds)
+
     def draw(self, wanted: Mapping[str, np.ndarray], u: np.ndarray) -> np.ndarray:
         """Sizes for uniform numbers `u` `[count]` in (0, 1), given labels `{name: [count]}` (NaN = left open)."""
         log_p = np.log(np.asarray(self.counts, dtype=float))[None].repeat(len(u), axis=0)

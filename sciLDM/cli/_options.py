@@ -8,6 +8,7 @@ __all__ = ["ADD", "COMMANDS", "add_model", "add_sampling", "not_negative", "posi
 
 COMMANDS = {
     "fit": "train a model from a configuration",
+    "finetune": "adapt a model to some tens or hundreds of items of your own",
     "sample": "draw samples from a model, with or without conditions",
     "reconstruct": "rebuild fields from observations of them, with error bars",
     "forecast": "continue the last states of a file, as an ensemble",
@@ -39,6 +40,32 @@ def _fit(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
     p.add_argument("--print-config", action="store_true", help="print the complete configuration and stop")
+
+
+def _finetune(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm finetune RUN --data FILE --output FOLDER [--lora-rank R | --full] [--max-steps N]"
+    p.epilog = (
+        "The more steps, the nearer samples come to the items, and the more of them repeat one.\n"
+        "An interrupted training is continued by the same command."
+    )
+    add_model(p)
+    p.add_argument("--data", metavar="FILE", required=True,
+        help="50 to 500 items (molecules: .csv, .tsv, .smi, .sdf; columns named as conditions are labels)")  # fmt: skip
+    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="where the new model goes")
+    kind = p.add_mutually_exclusive_group()
+    kind.add_argument("--lora-rank", type=positive, default=8, metavar="R",
+        help="rank of what is added to each matrix of the denoiser (default: 8)")  # fmt: skip
+    kind.add_argument("--full", action="store_true", help="train all weights of the denoiser instead")
+    p.add_argument("--max-steps", type=positive, metavar="N", help="steps of the denoiser (default: 100)")
+    p.add_argument("--learning-rate", type=float, metavar="R", help="default: 0.001, with --full 0.0001")
+    p.add_argument("--decoder-steps", type=_count, default=40, metavar="N",
+        help="steps of the decoder; 0 leaves it as it is (default: 40)")  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
+    p.add_argument("--bf16", action="store_true", help="train the denoiser in bfloat16")
+    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
+    p.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)"
+    )
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -256,6 +283,7 @@ def _nothing(p: argparse.ArgumentParser) -> None:
 
 ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "fit": _fit,
+    "finetune": _finetune,
     "sample": _sample,
     "reconstruct": _reconstruct,
     "forecast": _forecast,
@@ -279,6 +307,13 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return value
+
+
+def _count(text: str) -> int:
+    try:
+        return 0 if text == "0" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}") from error
 
 
 def not_negative(text: str) -> float:

@@ -93,3 +93,18 @@ def test_one_size_and_json(data: tuple) -> None:
     again = SizePrior.from_dict(json.loads(json.dumps(prior.to_dict())))
     u = np.linspace(0.01, 0.99, 99)
     assert (again.draw({"a": np.full(99, 6.0)}, u) == prior.draw({"a": np.full(99, 6.0)}, u)).all()
+
+
+def test_a_prior_refitted_to_few_molecules_keeps_what_they_do_not_tell() -> None:
+    sizes = np.repeat([7, 8, 9], [10, 30, 60])
+    prior = SizePrior.fit(sizes, {"logP": 0.1 * sizes, "gap": sizes - 5.0})
+    own = np.repeat([8, 11], [5, 15])
+    new = prior.refitted(own, {"logP": np.repeat([1.0, 3.0], [5, 15]), "gap": np.full(20, np.nan)})
+    assert (new.atoms, new.counts) == ([8, 11], [5, 15])
+    assert new.means["logP"][1] > new.means["logP"][0]
+    # No item has a gap: that of the nearest size known before.
+    assert new.means["gap"] == [prior.means["gap"][1], prior.means["gap"][2]]
+    u = (np.arange(1000) + 0.5) / 1000
+    assert np.mean(new.draw({}, u) == 11) == pytest.approx(0.75, abs=0.002)
+    # Asked for a low logP, the smaller ones are likelier.
+    assert np.mean(new.draw({"logP": np.full(1000, 0.5)}, u) == 8) > 0.5
