@@ -20,7 +20,8 @@ from sciLDM.training import Stage, StageSettings, TrainerSettings, run_stage
 __all__ = ["adapt_decoder", "rebuilt"]
 
 _RATE = 1e-4
-"""Three times as much already cost 3 % of the molecules that were rebuilt exactly before (`benchmarks/finetune.py`)."""
+"""In 30 steps on 100 pyrazolines, of 1,000 held-out QM9 molecules 99.8 % were still rebuilt exactly (99.9 % before); at
+three times this rate 96.5 %. Held-out pyrazolines gained alike, from 87.5 to 97.8 %."""
 
 
 @torch.no_grad()
