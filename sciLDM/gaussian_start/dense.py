@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sciLDM.errors import DataError
+from sciLDM.gaussian_start.markov import autoregressive, best_order
 from sciLDM.gaussian_start.start import LatentStart
 from sciLDM.types import Cond
 
@@ -36,6 +37,8 @@ class GaussianStart(LatentStart):
     Args:
         size: Numbers in one latent; memory and time grow with its square (its cube with a context).
         context: The field condition whose cells are known where they are not NaN; None for none.
+        states: Consecutive states that a latent holds along its first grid axis. With several, and samples enough, the
+            covariance is that of an autoregression (`markov`).
         varies: Name and size of the vector condition that variances follow; None for none.
     """
 
@@ -45,10 +48,15 @@ class GaussianStart(LatentStart):
     slopes: Tensor
 
     def __init__(
-        self, size: int, context: str | None = None, *, varies: tuple[str, int] | None = None
+        self,
+        size: int,
+        context: str | None = None,
+        *,
+        states: int = 1,
+        varies: tuple[str, int] | None = None,
     ) -> None:
         super().__init__(size)
-        self.context, self.varies = context, None if varies is None else varies[0]
+        self.context, self.varies, self.states = context, None if varies is None else varies[0], states
         self.register_buffer("basis", torch.eye(size))
         self.register_buffer("variances", torch.ones(size))
         width = 0 if varies is None else varies[1]
@@ -59,15 +67,16 @@ class GaussianStart(LatentStart):
     def fit(self, latents: Iterable[Tensor]) -> None:
         """Mean and covariance, shrunk towards a multiple of the identity.
 
-        Oracle-approximating shrinkage (Chen et al. 2010, doi:10.1109/TSP.2010.2053029, eq. 23).
+        Oracle-approximating shrinkage (Chen et al. 2010, doi:10.1109/TSP.2010.2053029, eq. 23), then `markov`.
 
         Raises:
             DataError: No latents.
         """
         size, options = len(self.mean), {"dtype": torch.float64, "device": self.mean.device}
         n, total, square = 0, torch.zeros(size, **options), torch.zeros(size, size, **options)
+        channels = 1
         for z in latents:
-            x = z.flatten(1).to(total)
+            x, channels = z.flatten(1).to(total), z.shape[1]
             n, total = n + len(x), total + x.sum(dim=0)
             square.addmm_(x.mT, x)
         if n == 0:
@@ -80,7 +89,13 @@ class GaussianStart(LatentStart):
         )
         rho = rho.clamp(0.0, 1.0)
         identity = torch.eye(size, **options)
-        variances, basis = torch.linalg.eigh((1 - rho) * covariance + rho * trace / size * identity)
+        covariance = (1 - rho) * covariance + rho * trace / size * identity
+        if self.states > 1:
+            index = torch.arange(size, device=mean.device).view(channels, self.states, -1)
+            states = index.transpose(0, 1).flatten(1)
+            if (order := best_order(covariance, states, n)) is not None:
+                covariance = autoregressive(covariance, states, n, order)
+        variances, basis = torch.linalg.eigh(covariance)
         self.mean.copy_(mean)
         self.basis.copy_(basis)
         self.variances.copy_(variances.clamp(min=1e-8))
