@@ -66,7 +66,7 @@ def _build_start(experiment: Experiment, codec: Codec, channels: int) -> LatentS
         if context is None:
             return GaussianStart(size, varies=varies)
         # Context is a matter of trajectories: their states lie along the first axis.
-        return GaussianStart(size, context.name, states=codec.shape[0], varies=varies)
+        return GaussianStart(size, context.name, trajectory=(channels, codec.shape[0]), varies=varies)
     if context is not None:
         raise ConfigError(
             f"gaussian_start: latents have {size:,} numbers; with objective.context at most {LARGEST_START:,} work "
