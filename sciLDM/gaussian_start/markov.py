@@ -16,8 +16,8 @@ Cholesky factor (Bickel & Levina 2008, doi:10.1214/009053607000000758).
 Order and ridge are those with which parts of the data that were left out are forecast best, from any number of first
 states to any later one.
 
-Measured on daily pressure, five and a half years in five parts, each left out in turn; 70 numbers a day, six days, three
-of them known. Errors after 1, 2 and 3 days in standard deviations of the fields, with the ratio to them of what the
+Measured on daily pressure, five and a half years in five parts, each left out in turn: 70 numbers a day, three of six
+days known. Errors after 1, 2 and 3 days in standard deviations of the fields, with the ratio to them of what the
 covariance expects:
 
 | covariance | errors | ratios |
