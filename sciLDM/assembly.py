@@ -63,7 +63,10 @@ def _build_start(experiment: Experiment, codec: Codec, channels: int) -> LatentS
         varies = next(
             ((c.name, c.size) for c in codec.conditions if isinstance(c, Vector) and c.spreads), None
         )
-        return GaussianStart(size, None if context is None else context.name, varies=varies)
+        if context is None:
+            return GaussianStart(size, varies=varies)
+        # Context is a matter of trajectories: their states lie along the first axis.
+        return GaussianStart(size, context.name, trajectory=(channels, codec.shape[0]), varies=varies)
     if context is not None:
         raise ConfigError(
             f"gaussian_start: latents have {size:,} numbers; with objective.context at most {LARGEST_START:,} work "

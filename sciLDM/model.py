@@ -207,8 +207,8 @@ class LatentDiffusion:
             paired=paired,
         )
         prior = Prior(
-            codec, self.autoencoder, self.stats, lambda request, part: self.guided(request, part, guidance),
-            self.autoencoder_error, self.device,
+            codec, self.autoencoder.estimator(), self.stats,
+            lambda request, part: self.guided(request, part, guidance), self.autoencoder_error, self.device,
         )  # fmt: skip
         run = reconstruct_tiled if large else reconstruct
         posterior = run(task, prior, settings, calibration=self.calibration, progress=progress)

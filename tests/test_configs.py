@@ -80,6 +80,20 @@ def iberia(folder: Path) -> Path:
     return folder / "mine.nc"
 
 
+def radar(folder: Path) -> Path:
+    """Showers that drift over two tiles."""
+    time = xr.date_range("2016-09-28 14:45", periods=40, freq="5min", use_cftime=False)
+    x = np.arange(16) - np.arange(40)[:, None] / 2
+    rain = np.clip(3 * np.sin(x)[:, None] * np.ones((16, 1)), 0, None) * np.ones((2, 1, 1, 1))
+    rain *= 1 + 0.1 * np.random.default_rng(0).random(rain.shape)
+    found = xr.Dataset(
+        {"rain_rate": (("realization", "time", "y", "x"), rain.astype("float32"), {"units": "mm h-1"})},
+        {"time": time},
+    )
+    found.to_netcdf(folder / "mine.nc")
+    return folder / "mine.nc"
+
+
 def medical(folder: Path) -> Path:
     """MR blobs, or CT bodies under the names the configuration looks for."""
     rng = np.random.default_rng(0)
@@ -89,7 +103,7 @@ def medical(folder: Path) -> Path:
     return folder
 
 
-STAND_INS = {"molecules": molecules, "climate": climate, "iberia": iberia, "medical": medical}
+STAND_INS = {"molecules": molecules, "climate": climate, "iberia": iberia, "radar": radar, "medical": medical}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")

@@ -48,6 +48,9 @@ class FilmAutoencoder(Autoencoder[GridFields, Tensor]):
     def finish(self, batches: Iterable[GridFields]) -> None:
         self.states.finish(_apart(fields) for fields in batches)
 
+    def estimator(self) -> "FilmAutoencoder":
+        return FilmAutoencoder(self.states.estimator(), self.frames).train(self.training)
+
     def encode(self, fields: GridFields) -> Latent:
         latent = self.states.encode(_apart(fields))
         log_std = None if latent.log_std is None else self._together(latent.log_std)

@@ -186,11 +186,13 @@ class Rollout:
     def _decode(self, latents: Tensor, dates: Times, noise: NoiseSource, ids: range) -> Tensor:
         model, found = self.model, []
         error = getattr(model, "autoencoder_error", None) if self.settings.autoencoder_error else None
+        # What a sharpened decoder adds would be counted twice.
+        decoder = model.autoencoder if error is None else model.autoencoder.estimator()
         device = model.stats.mean.device
         for start in range(0, len(latents), _BATCH):
             part = slice(start, start + _BATCH)
             phase = torch.from_numpy(dates.phase[part]).float().to(device)
-            data = LatentMap(model.autoencoder, model.stats, self.codec, context={"phase": phase})
+            data = LatentMap(decoder, model.stats, self.codec, context={"phase": phase})
             decoded = data.decoded(model.stats.normalise(latents[part].to(device)))
             x = data.units(decoded)
             if error is not None:

@@ -25,7 +25,7 @@ from sciLDM.domains.climate.evaluation_scoring import Study, calibrated_rows, ca
 from sciLDM.domains.climate.forecast import ForecastSettings, Rollout
 from sciLDM.rng import NoiseSource
 
-__all__ = ["ForecastStudySettings", "forecast_study"]
+__all__ = ["ForecastStudySettings", "Starts", "forecast_study", "make_starts", "model_members"]
 
 _MODES = (10, 20, 40, 80)
 _TUNED_ON = 60
@@ -105,7 +105,9 @@ def forecast_study(
     starts = {
         name: make_starts(study, name, rollout.context, settings.leads, n) for name, n in counts.items()
     }
-    methods: dict[str, Method] = {"latent diffusion": lambda s: _ours(rollout, study, s, settings)}
+    methods: dict[str, Method] = {
+        "latent diffusion": lambda s: Predictions.of(model_members(rollout, study, s, settings.members))
+    }
     tuned: dict[str, Any] = {}
     if settings.baselines:
         found, tuned = _baselines(study, starts["validation"], settings)
@@ -148,18 +150,21 @@ def make_starts(study: StudyData, name: str, context: int, leads: int, count: in
     )  # fmt: skip
 
 
-def _ours(rollout: Rollout, study: StudyData, starts: Starts, settings: ForecastStudySettings) -> Predictions:
-    cases, members = len(starts.truth), settings.members
+def model_members(
+    rollout: Rollout, study: StudyData, starts: Starts, members: int
+) -> Float[np.ndarray, "case member lead value"]:
+    """The model's ensembles, in the data's units."""
+    cases, leads = starts.truth.shape[:2]
     known = torch.from_numpy(starts.known).transpose(1, 2).contiguous().float()
     z = rollout.encode(known, starts.known_times).repeat_interleave(members, dim=0)
     seconds = np.repeat(starts.known_times.seconds, members, axis=0)
     dates = replace(starts.known_times, seconds=seconds)
     blocks = [
         study.row(block.values.transpose(1, 2).numpy())
-        for block in rollout.blocks(z, dates, settings.leads, range(cases * members))
+        for block in rollout.blocks(z, dates, leads, range(cases * members))
     ]
     drawn = np.concatenate(blocks, axis=1)
-    return Predictions.of(drawn.reshape(cases, members, *drawn.shape[1:]))
+    return drawn.reshape(cases, members, *drawn.shape[1:])
 
 
 def _baselines(

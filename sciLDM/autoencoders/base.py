@@ -78,6 +78,14 @@ class Autoencoder(nn.Module, ABC, Generic[Fields, Decoded]):
         Called again when a finished run is continued, with the same result.
         """
 
+    def estimator(self) -> "Autoencoder[Fields, Decoded]":
+        """The same networks, with the decoder whose square errors are least.
+
+        For what is an estimate of given data (reconstruction, forecasts that add what the autoencoder loses). Itself,
+        unless samples are decoded in another way.
+        """
+        return self
+
     def code(self, fields: Fields) -> tuple[Tensor, Tensor | None]:
         """The noise-free latent that the diffusion model learns, with its mask."""
         latent = self.encode(fields)

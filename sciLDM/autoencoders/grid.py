@@ -10,6 +10,7 @@ of blocks, for volumes of any size (`grid_pca`).
 """
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from math import prod
 from typing import Any, final
 
@@ -133,6 +134,14 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         if self.sharpen is not None:
             self.sharpen.gain.fill_(1.0)
             self.sharpen.fit(self._compared(f, self.decode(self.code(f)[0]))[:2] for f in batches)
+
+    def estimator(self) -> "GridAutoencoder":
+        """Without the gains of `sharpen`, which give samples the spectrum of the data at the price of larger errors."""
+        if self.sharpen is None:
+            return self
+        plain = copy(self)  # shares its networks
+        plain._modules = {**self._modules, "sharpen": None}
+        return plain
 
     def encode(self, fields: GridFields) -> Latent:
         x, linear = self.encoder_input(fields)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sciLDM.errors import DataError
+from sciLDM.gaussian_start.markov import FOLDS, LARGEST, Moments, autoregressive, best_order
 from sciLDM.gaussian_start.start import LatentStart
 from sciLDM.types import Cond
 
@@ -36,6 +37,8 @@ class GaussianStart(LatentStart):
     Args:
         size: Numbers in one latent; memory and time grow with its square (its cube with a context).
         context: The field condition whose cells are known where they are not NaN; None for none.
+        trajectory: Channels of a latent, and the consecutive states that it holds along its first grid axis. With
+            samples enough, and at most 1024 numbers, the covariance is that of an autoregression (`markov`).
         varies: Name and size of the vector condition that variances follow; None for none.
     """
 
@@ -45,10 +48,18 @@ class GaussianStart(LatentStart):
     slopes: Tensor
 
     def __init__(
-        self, size: int, context: str | None = None, *, varies: tuple[str, int] | None = None
+        self,
+        size: int,
+        context: str | None = None,
+        *,
+        trajectory: tuple[int, int] | None = None,
+        varies: tuple[str, int] | None = None,
     ) -> None:
         super().__init__(size)
         self.context, self.varies = context, None if varies is None else varies[0]
+        self.states: Tensor | None = None
+        if trajectory is not None and trajectory[1] > 1 and size <= LARGEST:
+            self.states = torch.arange(size).view(*trajectory, -1).transpose(0, 1).flatten(1)
         self.register_buffer("basis", torch.eye(size))
         self.register_buffer("variances", torch.ones(size))
         width = 0 if varies is None else varies[1]
@@ -57,30 +68,33 @@ class GaussianStart(LatentStart):
 
     @torch.no_grad()
     def fit(self, latents: Iterable[Tensor]) -> None:
-        """Mean and covariance, shrunk towards a multiple of the identity.
+        """Mean and covariance, of trajectories by `markov`, else shrunk towards a multiple of the identity.
 
         Oracle-approximating shrinkage (Chen et al. 2010, doi:10.1109/TSP.2010.2053029, eq. 23).
 
         Raises:
             DataError: No latents.
         """
-        size, options = len(self.mean), {"dtype": torch.float64, "device": self.mean.device}
-        n, total, square = 0, torch.zeros(size, **options), torch.zeros(size, size, **options)
-        for z in latents:
-            x = z.flatten(1).to(total)
-            n, total = n + len(x), total + x.sum(dim=0)
-            square.addmm_(x.mT, x)
-        if n == 0:
+        size, parts = len(self.mean), 1 if self.states is None else FOLDS
+        moments = Moments.of(latents, size, parts, self.mean.device)
+        whole = Moments.sum(moments)
+        if whole.count == 0:
             raise DataError("gaussian_start: expected training latents, got none")
-        mean = total / n
-        covariance = square / n - torch.outer(mean, mean)
-        trace, squared = covariance.trace(), covariance.square().sum()
-        rho = ((1 - 2 / size) * squared + trace**2) / (
-            (n + 1 - 2 / size) * (squared - trace**2 / size).clamp(min=1e-12)
-        )
-        rho = rho.clamp(0.0, 1.0)
-        identity = torch.eye(size, **options)
-        variances, basis = torch.linalg.eigh((1 - rho) * covariance + rho * trace / size * identity)
+        mean, n = whole.mean, whole.count
+        covariance = whole.about(mean)
+        states = None if self.states is None else self.states.to(mean.device)
+        chosen = None if states is None else best_order(moments, states)
+        if states is None or chosen is None:
+            trace, squared = covariance.trace(), covariance.square().sum()
+            rho = ((1 - 2 / size) * squared + trace**2) / (
+                (n + 1 - 2 / size) * (squared - trace**2 / size).clamp(min=1e-12)
+            )
+            rho = rho.clamp(0.0, 1.0)
+            identity = torch.eye(size).to(covariance)
+            covariance = (1 - rho) * covariance + rho * trace / size * identity
+        else:
+            covariance = autoregressive(covariance, states, n, *chosen)
+        variances, basis = torch.linalg.eigh(covariance)
         self.mean.copy_(mean)
         self.basis.copy_(basis)
         self.variances.copy_(variances.clamp(min=1e-8))

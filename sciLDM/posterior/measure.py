@@ -24,7 +24,7 @@ def measure_error(
     *,
     training: Iterable[Any] | None = None,
 ) -> AutoencoderError:
-    """Fit `AutoencoderError` on the noise-free round trip of these inputs.
+    """Fit `AutoencoderError` on the noise-free round trip of these inputs through `Autoencoder.estimator`.
 
     Sizes of errors come from held-out inputs; how errors of one field go together takes many fields, and is much the
     same where the autoencoder was trained.
@@ -40,9 +40,11 @@ def measure_error(
         ShapeMismatch: Fields of several shapes.
     """
 
+    rebuilding = autoencoder.estimator()
+
     def pairs(inputs: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         for fields in inputs:
-            yield target_of(codec, fields), autoencoder.decode(*autoencoder.code(fields))
+            yield target_of(codec, fields), rebuilding.decode(*rebuilding.code(fields))
 
     error = AutoencoderError.fitted(pairs(batches))
     if training is not None:

@@ -54,7 +54,7 @@ class Prior:
 
     Attributes:
         codec: Units, native objects.
-        autoencoder: Trained.
+        autoencoder: Trained; its `estimator`.
         stats: Statistics of its latents.
         denoiser: From a request and some of its rows to the denoiser with their conditions and guidance.
         error: Variance of what the autoencoder loses; None takes it as lossless.

@@ -86,6 +86,21 @@ def test_an_autoencoder_is_sharpened_after_its_training_alone() -> None:
     torch.testing.assert_close(sharp.train().decode(z), before)
 
 
+def test_estimates_are_decoded_without_sharpening() -> None:
+    fields = data()
+    sharp = GridAutoencoder(1, (10, 12), SHARP)
+    sharp.prepare([fields])
+    sharp.finish([fields])
+    plain = sharp.eval().estimator()
+    z = sharp.code(fields)[0].detach()
+    assert all(a is b for a, b in zip(plain.parameters(), sharp.parameters(), strict=True))
+    errors = [float((a.decode(z).detach() - fields.values).square().mean()) for a in (plain, sharp)]
+    assert errors[0] < 0.99 * errors[1]
+    assert sharp.sharpen is not None
+    without = GridAutoencoder(1, (10, 12), GridSettings(channels=2, widths=(6, 8), blocks=(0, 0)))
+    assert without.estimator() is without
+
+
 def test_what_cannot_be_sharpened_is_refused() -> None:
     with pytest.raises(ConfigError, match="sharpen needs complete fields"):
         GridAutoencoder(1, (10, 12), SHARP, masked=True)
