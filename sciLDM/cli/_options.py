@@ -87,7 +87,8 @@ def _sample(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument(
         "--cond", action="append", default=[], metavar="NAME=VALUE",
-        help="ask for a property, in the data's own units; repeat for several (any subset of the model's conditions)",
+        help="ask for a property, in the data's own units, or for a range of it (NAME=1..2, NAME=1..; molecules); "
+        "repeat for several (any subset of the model's conditions)",
     )  # fmt: skip
     _candidates(p)
     add_sampling(p)
