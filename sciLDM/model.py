@@ -32,7 +32,10 @@ from sciLDM.posterior.tiled import default_solver, needs_tiles, reconstruct_tile
 from sciLDM.rng import NoiseSource
 from sciLDM.samplers import Sampler
 
-__all__ = ["LatentDiffusion", "load"]
+__all__ = ["LatentDiffusion", "Steering", "load"]
+
+Steering = Callable[[Denoiser, Mapping[str, Tensor], Tensor | None], Denoiser]
+"""Wraps the denoiser of a batch, given its conditions and mask: guidance that the model does not bring itself."""
 
 
 @final
@@ -115,6 +118,7 @@ class LatentDiffusion:
         first: int = 0,
         batch_size: int = 512,
         candidates: int = 1,
+        steer: Steering | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """New objects of the domain, with everything a user wants to know about them.
@@ -130,6 +134,7 @@ class LatentDiffusion:
             batch_size: Samples computed at once.
             candidates: Drawn for each sample; the one that comes nearest to what was asked is kept. The price is as
                 many times higher. Only where samples can be measured (`Codec.measurable`).
+            steer: Wraps the denoiser of each batch, say `sciLDM.explore.Predictor.steer`.
             progress: `progress(done, total)` in denoiser calls.
 
         Raises:
@@ -141,7 +146,7 @@ class LatentDiffusion:
         ids = range(first * candidates, (first + count) * candidates)
         z = self.sample_latents(
             request, ids, noise, guidance=guidance, sampler=self._sampler(sampler, steps), batch_size=batch_size,
-            progress=progress,
+            steer=steer, progress=progress,
         )  # fmt: skip
         found = self.codec.decode(self.autoencoder, z, request, reference=self.reference)
         return found if candidates == 1 else self.codec.choose(found, candidates)
@@ -229,6 +234,7 @@ class LatentDiffusion:
         guidance: float | Mapping[str, float] | None = None,
         sampler: Sampler | None = None,
         batch_size: int = 512,
+        steer: Steering | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Float[Tensor, "batch channel *shape"]:
         """Latents (denormalised, on the model's device) for a request."""
@@ -239,6 +245,8 @@ class LatentDiffusion:
         for k, start in enumerate(batches):
             part = slice(start, start + batch_size)
             denoiser = self._away_from_guide(self.guided(request, part, guidance), request, part)
+            if steer is not None:
+                denoiser = steer(denoiser, *self._given(request, part))
             report = None
             if progress is not None:
                 report = lambda step, total, _x0, k=k: progress(k * total + step, len(batches) * total)  # noqa: E731

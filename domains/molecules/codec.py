@@ -16,6 +16,7 @@ from sciLDM.domain import Codec, Request, broadcast_labels
 from sciLDM.domains.molecules.autoencoder import GraphLogits, MolecularGraphAE
 from sciLDM.domains.molecules.decode import decode_molecules
 from sciLDM.domains.molecules.native import read_molecules, write_items
+from sciLDM.domains.molecules.ranges import RangedRequest, draw_targets, outside, read_ranges
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.domains.molecules.settle import settle, settled_loss
 from sciLDM.domains.molecules.sizes import SizePrior
@@ -83,7 +84,12 @@ class MoleculeCodec(Codec):
 
     Args:
         state: As `MoleculeCorpus.state`: vocabulary, properties, sizes, autoencoder settings, source.
+
+    Attributes:
+        takes_ranges: Properties may be asked for as `(low, high)`; see `ranges`.
     """
+
+    takes_ranges = True
 
     def __init__(self, state: Mapping[str, Any]) -> None:
         self.state = dict(state)
@@ -104,9 +110,13 @@ class MoleculeCodec(Codec):
         return MolecularGraphAE(self.vocabulary, bottleneck=NoiseBottleneck(noise), **options)
 
     def plan(self, count: int, wanted: Mapping[str, Any], noise: NoiseSource, ids: Sequence[int]) -> Request:
-        wanted = dict(wanted)
-        atoms = wanted.pop(ATOMS, None)
-        labels = broadcast_labels(wanted, count, [ATOMS, *(p.name for p in self.properties)])
+        values, ranges = read_ranges({name: value for name, value in wanted.items() if name != ATOMS})
+        atoms = wanted.get(ATOMS)
+        known = [ATOMS, *(p.name for p in self.properties)]
+        values |= draw_targets(ranges, self.properties, noise, ids)
+        labels = broadcast_labels(
+            {name: values.get(name, np.nan) for name in (*values, *ranges)}, count, known
+        )
         u = noise.uniform(ids, (1,), stream=ATOMS).squeeze(1).numpy()
         if atoms is None:
             sizes = self.sizes.draw({k: v.numpy() for k, v in labels.items()}, u)
@@ -119,7 +129,8 @@ class MoleculeCodec(Codec):
                 )
         counts = torch.as_tensor(sizes.astype(np.int64))
         mask = torch.arange(self.shape[0])[None] < counts[:, None]
-        return Request(self.shape, {ATOMS: counts, **labels}, mask, frozenset({ATOMS}))
+        request = Request(self.shape, {ATOMS: counts, **labels}, mask, frozenset({ATOMS}))
+        return RangedRequest(**vars(request), ranges=ranges) if ranges else request
 
     def from_native(self, objects: Any, cond: Mapping[str, Any] | None = None) -> tuple[Any, Request]:
         """Graphs and labels of the user's own molecules; see `native.read_molecules`."""
@@ -156,10 +167,14 @@ class MoleculeCodec(Codec):
             descriptors=[p.name for p in self.properties if p.descriptor],
             reference=reference,
             source=self.state["source"],
+            ranges=request.ranges if isinstance(request, RangedRequest) else {},
         )
 
     def choose(self, samples: Any, candidates: int) -> MoleculeSamples:
-        """Nearest to what was asked, in standard deviations of the training set summed over the properties."""
+        """Nearest to what was asked, in standard deviations of the training set summed over the properties.
+
+        All values inside a range that was asked for are equally near.
+        """
         assert isinstance(samples, MoleculeSamples)
         distance = np.zeros(len(samples))
         for p in self.properties:
@@ -167,7 +182,11 @@ class MoleculeCodec(Codec):
                 requested, realised = (
                     samples.table[f"{kind}_{p.name}"] for kind in ("requested", "realised")
                 )
-                off = (realised - requested).abs().to_numpy(dtype=float) / (p.std or 1.0)
+                ends = samples.ranges.get(p.name)
+                if ends is None:
+                    off = (realised - requested).abs().to_numpy(dtype=float) / (p.std or 1.0)
+                else:
+                    off = outside(realised.to_numpy(dtype=float), ends) / (p.std or 1.0)
                 distance += np.where(requested.isna(), 0.0, np.nan_to_num(off, nan=np.inf))
         best = distance.reshape(-1, candidates).argmin(axis=1)
         return samples.take(np.arange(len(best)) * candidates + best)

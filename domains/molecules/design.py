@@ -28,6 +28,7 @@ from sciLDM.domains.molecules.codec import ATOMS, MoleculeCodec
 from sciLDM.domains.molecules.decode import Decoded
 from sciLDM.domains.molecules.design_decode import decode_around, scaffold_likelihood
 from sciLDM.domains.molecules.design_scaffold import Placement, Scaffold, draw_placements
+from sciLDM.domains.molecules.ranges import RangedRequest
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.errors import ConfigError
 from sciLDM.parametrisation import expand
@@ -233,9 +234,10 @@ def _draw(
 
 
 def _rows(cond: Mapping[str, Any], waiting: Sequence[int], count: int) -> dict[str, Any]:
-    """Requests of some samples: one value for all stays, one for each is picked."""
-    values = {name: np.asarray(value, dtype=float) for name, value in cond.items()}
-    return {n: v[list(waiting)] if v.shape == (count,) else v for n, v in values.items()}
+    """Requests of some samples: one value for all stays, and a range; one for each is picked."""
+    ranges = {name: value for name, value in cond.items() if isinstance(value, tuple)}
+    values = {name: np.asarray(value, dtype=float) for name, value in cond.items() if name not in ranges}
+    return {n: v[list(waiting)] if v.shape == (count,) else v for n, v in values.items()} | ranges
 
 
 def _larger(
@@ -267,6 +269,7 @@ def _samples(
         descriptors=[p.name for p in codec.properties if p.descriptor],
         reference=model.reference,
         source=codec.state["source"],
+        ranges=request.ranges if isinstance(request, RangedRequest) else {},
     )
     made.table["contains"] = [scaffold.is_in(one.mol) for one in decoded]
     made.table["contains_raw"] = [

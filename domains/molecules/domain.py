@@ -170,6 +170,25 @@ class Molecules(Domain):
         )  # fmt: skip
 
     @staticmethod
+    def likeness(lead: Any, samples: MoleculeSamples) -> Sequence[float]:
+        """Tanimoto similarity to a lead; see `likeness.tanimoto_to`."""
+        from sciLDM.domains.molecules.likeness import tanimoto_to
+
+        return tanimoto_to(lead, samples)
+
+    @staticmethod
+    def names(samples: MoleculeSamples) -> Sequence[str]:
+        """Canonical SMILES; empty where decoding failed."""
+        return [s if isinstance(s, str) else "" for s in samples.table["smiles"]]
+
+    @staticmethod
+    def read_labelled(path: Path, target: str | None, codec: Any) -> Any:
+        """Molecules with a measured quantity; see `labelled.read_labelled`."""
+        from sciLDM.domains.molecules.labelled import read_labelled
+
+        return read_labelled(path, target, codec)
+
+    @staticmethod
     def benchmark(name: str, codec: Any, reference: Path | None, *, device: str = "cpu") -> Any:
         """A published benchmark: `qm9`, `zinc250k` or `moses`; see `benchmarks.make_benchmark`."""
         from sciLDM.domains.molecules.bench import Context

@@ -1,7 +1,7 @@
 """Generated molecules as scientists use them: a table, RDKit molecules, files, pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -27,12 +27,14 @@ class MoleculeSamples:
         table: One row a sample: `smiles`, `requested_<name>` (NaN where left open), `realised_<name>` for everything
             RDKit can compute, `valid_raw` and `connected_raw` (of the decoder's plain argmax), `changed` (the valence
             constraint altered the graph), `in_train`, `nearest_train_smiles`, `similarity` (Tanimoto, Morgan radius
-            2, 2048 bits).
+            2, 2048 bits). `within_<name>` where a range was asked for: whether `realised_<name>` lies in it.
         mols: RDKit molecules, None where decoding failed.
+        ranges: Ends of the ranges asked for, by property.
     """
 
     table: pd.DataFrame
     mols: list[Chem.Mol | None]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @staticmethod
     def build(
@@ -42,6 +44,7 @@ class MoleculeSamples:
         descriptors: Sequence[str],
         reference: Path | None,
         source: Mapping[str, Any],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> "MoleculeSamples":
         """Assemble the table; `source` tells where the training molecules come from when there is no folder."""
         mols = [d.mol for d in decoded]
@@ -53,6 +56,9 @@ class MoleculeSamples:
             realised = describe(mols, list(descriptors), workers=1)  # type: ignore[arg-type]
             for name in descriptors:
                 table[f"realised_{name}"] = realised[name].to_numpy()
+        for name, (low, high) in (ranges or {}).items():
+            if name in descriptors:
+                table[f"within_{name}"] = table[f"realised_{name}"].between(low, high)
         for flag in ("valid_raw", "connected_raw", "changed"):
             table[flag] = [getattr(d, flag) for d in decoded]
         known = find_reference(reference, source)
@@ -62,7 +68,7 @@ class MoleculeSamples:
             table["in_train"] = [s in train for s in table["smiles"]]
             table["nearest_train_smiles"] = nearest["nearest_train_smiles"].to_numpy()
             table["similarity"] = nearest["similarity"].to_numpy()
-        return MoleculeSamples(table, mols)
+        return MoleculeSamples(table, mols, dict(ranges or {}))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -70,7 +76,7 @@ class MoleculeSamples:
     def take(self, rows: Sequence[int] | np.ndarray) -> "MoleculeSamples":
         """These samples alone, in this order."""
         return MoleculeSamples(
-            self.table.iloc[list(rows)].reset_index(drop=True), [self.mols[k] for k in rows]
+            self.table.iloc[list(rows)].reset_index(drop=True), [self.mols[k] for k in rows], self.ranges
         )
 
     @property

@@ -83,9 +83,10 @@ def weights_hash(model: Model) -> str:
 
 
 def parse_cond(entries: Sequence[str], model: Model) -> dict[str, Any]:
-    """`["logP=2.5"]` as `{"logP": 2.5}`, checked against what the model knows.
+    """`["logP=2.5", "QED=0.5.."]` as `{"logP": 2.5, "QED": (0.5, None)}`, checked against what the model knows.
 
-    A codec may list further requests as `asks` (dates, names): those stay text unless they are numbers.
+    A codec may list further requests as `asks` (dates, names): those stay text unless they are numbers. Ranges are for
+    codecs with `takes_ranges`.
 
     Raises:
         UsageError: Malformed, unknown (near names are given), twice, or not finite.
@@ -95,9 +96,12 @@ def parse_cond(entries: Sequence[str], model: Model) -> dict[str, Any]:
     known |= dict.fromkeys(texts)
     wanted: dict[str, Any] = {}
     for entry in entries:
-        name, value = (
-            _text_pair(entry) if entry.partition("=")[0].strip() in texts else _pair("--cond", entry)
-        )
+        if entry.partition("=")[0].strip() in texts:
+            name, value = _text_pair(entry)
+        elif ".." in entry and getattr(model.codec, "takes_ranges", False):
+            name, value = _range("--cond", entry)
+        else:
+            name, value = _pair("--cond", entry)
         if name not in known:
             raise UsageError(
                 f"--cond: this model cannot be asked for {name!r}{near(name, known)} "
@@ -107,9 +111,10 @@ def parse_cond(entries: Sequence[str], model: Model) -> dict[str, Any]:
             raise UsageError(f"--cond {name} is given twice")
         wanted[name] = value
         mean, std = getattr(known[name], "mean", None), getattr(known[name], "std", None)
-        if mean is not None and std and not isinstance(value, str) and abs(value - mean) > 4 * std:
+        nearest = _nearest(value, mean)
+        if mean is not None and std and nearest is not None and abs(nearest - mean) > 4 * std:
             note(
-                f"warning: {name}={value:g} is {abs(value - mean) / std:.1f} standard deviations from the "
+                f"warning: {name}={nearest:g} is {abs(nearest - mean) / std:.1f} standard deviations from the "
                 f"training mean ({mean:.4g}, standard deviation {std:.4g}); expect it to be missed"
             )
     return wanted
@@ -175,6 +180,28 @@ def _pair(option: str, entry: str) -> tuple[str, float]:
     if not equals or not name:
         raise UsageError(f"{option}: expected NAME=NUMBER, got {entry!r}")
     return name.strip(), _number(f"{option} {name}", text)
+
+
+def _range(option: str, entry: str) -> tuple[str, tuple[float | None, float | None]]:
+    """`NAME=LOW..HIGH`, one end of which may be left out."""
+    name, equals, text = (part.strip() for part in entry.partition("="))
+    ends = text.split("..")
+    if not equals or not name or len(ends) != 2 or ends == ["", ""]:
+        raise UsageError(f"{option}: expected NAME=LOW..HIGH (one of them may be left out), got {entry!r}")
+    low, high = (_number(f"{option} {name}", end.strip()) if end.strip() else None for end in ends)
+    if low is not None and high is not None and not low < high:
+        raise UsageError(f"{option} {name}: expected LOW..HIGH with LOW below HIGH, got {text!r}")
+    return name, (low, high)
+
+
+def _nearest(value: Any, mean: float | None) -> float | None:
+    """What is asked for, or what of a range is nearest to the mean; None where that is no number."""
+    if isinstance(value, str) or mean is None:
+        return None
+    if not isinstance(value, tuple):
+        return value
+    low, high = value
+    return max(mean if low is None else low, min(mean, mean if high is None else high))
 
 
 def _number(option: str, text: str) -> float:

@@ -16,6 +16,8 @@ COMMANDS = {
     "bench": "score samples under a published benchmark's protocol, beside the floor and published rows",
     "report": "write one HTML file about a run",
     "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
+    "edit": "variants of a lead, as like it as asked",
+    "predict": "predict a measured quantity of new objects from a table of labelled ones, with intervals",
     "audit": "compare groups of patients, sites or scanners: accuracy, coverage, the worst group",
     "verify": "read the synthetic marks of a file, and look for a key's watermark",
     "domains": "list the domain adapters and whether they can be used",
@@ -114,7 +116,8 @@ def _sample(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument(
         "--cond", action="append", default=[], metavar="NAME=VALUE",
-        help="ask for a property, in the data's own units; repeat for several (any subset of the model's conditions)",
+        help="ask for a property, in the data's own units, or for a range of it (NAME=1..2, NAME=1..; molecules); "
+        "repeat for several (any subset of the model's conditions)",
     )  # fmt: skip
     _candidates(p)
     add_sampling(p)
@@ -240,6 +243,44 @@ def _doctor(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _edit(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm edit RUN --lead OBJECT --similarity S [-n N] [--cond NAME=VALUE ...] [--output FILE]"
+    add_model(p)
+    p.add_argument("--lead", metavar="OBJECT", required=True, help="what to vary (molecules: SMILES)")
+    p.add_argument(
+        "--similarity", type=float, default=0.6, metavar="S",
+        help="how like the lead (molecules: Tanimoto similarity; default: 0.6)",
+    )  # fmt: skip
+    p.add_argument("-n", "--number", type=positive, default=10, metavar="N", help="variants (default: 10)")
+    p.add_argument(
+        "--cond", action="append", default=[], metavar="NAME=VALUE", help="what else to ask for, as in `sample`"
+    )  # fmt: skip
+    add_sampling(p)
+    p.add_argument("--output", "-o", metavar="FILE", help="write the variants; the ending decides")
+
+
+def _predict(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm predict RUN --data FILE --target NAME [--input FILE] [--level P] [--output FILE]"
+    p.epilog = (
+        "A Gaussian process learns the quantity from what the model's denoiser makes of the labelled rows; a fifth of\n"
+        "them is kept apart and says how wide the intervals must be. Rows without a value are predicted."
+    )
+    add_model(p)
+    p.add_argument("--data", metavar="FILE", required=True, help="table of objects, some with a value")
+    p.add_argument("--target", metavar="NAME", required=True, help="column of the quantity")
+    p.add_argument("--input", "-i", metavar="FILE", help="other objects to predict")
+    p.add_argument(
+        "--level", type=float, default=0.9, metavar="P", help="share that intervals hold (default: 0.9)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of what is kept apart (default: 0)")
+    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    p.add_argument("--bf16", action="store_true", help="run the denoising network in bfloat16")
+    p.add_argument(
+        "--output", "-o", default="predictions.csv", metavar="FILE", help="default: predictions.csv"
+    )
+
+
 def _audit(p: argparse.ArgumentParser) -> None:
     p.usage = "scildm audit CASES --by NAME [NAME ...] [--groups TABLE] [--output FILE]"
     p.epilog = "CASES is the `cases.csv` of a study: one row for each volume, with its scores."
@@ -291,6 +332,8 @@ ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "bench": _bench,
     "report": _report,
     "doctor": _doctor,
+    "edit": _edit,
+    "predict": _predict,
     "audit": _audit,
     "verify": _verify,
     "domains": _nothing,

@@ -11,13 +11,18 @@ All take a loaded `LatentDiffusion` and native objects (SMILES, say), which the 
 `from_native`; `encode_fields` serves models without it.
 """
 
+from sciLDM.explore.activations import activations
 from sciLDM.explore.attribution import Attribution, Gradient, GradientTimesInput, IntegratedGradients
 from sciLDM.explore.counterfactual import counterfactual
 from sciLDM.explore.directions import Direction, attribute_direction, move
 from sciLDM.explore.editing import edit, edit_latents, noise_time
 from sciLDM.explore.flow import ProbabilityFlow
 from sciLDM.explore.interpolation import LatentPath, NoisePath, Path, interpolate, interpolate_latents
+from sciLDM.explore.likeness import variants
 from sciLDM.explore.native import Encoded, FromNative, decode, encode, encode_fields
+from sciLDM.explore.optimise import Optimisation, optimise
+from sciLDM.explore.predictor import Predictor, fit_predictor
+from sciLDM.explore.probe import Prediction, Probe, fit_probe
 from sciLDM.explore.quantities import Conditional, Decoded, Quantity
 from sciLDM.explore.saliency import Saliency, saliency
 
@@ -33,10 +38,15 @@ __all__ = [
     "IntegratedGradients",
     "LatentPath",
     "NoisePath",
+    "Optimisation",
     "Path",
+    "Prediction",
+    "Predictor",
     "ProbabilityFlow",
+    "Probe",
     "Quantity",
     "Saliency",
+    "activations",
     "attribute_direction",
     "counterfactual",
     "decode",
@@ -44,9 +54,13 @@ __all__ = [
     "edit_latents",
     "encode",
     "encode_fields",
+    "fit_predictor",
+    "fit_probe",
     "interpolate",
     "interpolate_latents",
     "move",
     "noise_time",
+    "optimise",
     "saliency",
+    "variants",
 ]

@@ -10,6 +10,7 @@ from sciLDM.training.settings import SelfTraining, StageSettings, TrainerSetting
 
 if TYPE_CHECKING:
     from sciLDM.training.adversarial import AdversarialSettings
+    from sciLDM.training.regression import RegressionStage
     from sciLDM.training.self_training import DecoderStage, SettledLatents
     from sciLDM.training.stage import Stage
     from sciLDM.training.stages import AutoencoderStage, DenoiserStage
@@ -23,6 +24,7 @@ __all__ = [
     "DecoderStage",
     "DenoiserStage",
     "LatentData",
+    "RegressionStage",
     "SelfTraining",
     "SettledLatents",
     "SplitData",
@@ -39,6 +41,7 @@ _LAZY = {
     "AutoencoderStage": "stages",
     "DecoderStage": "self_training",
     "DenoiserStage": "stages",
+    "RegressionStage": "regression",
     "SettledLatents": "self_training",
     "Stage": "stage",
     "StageResult": "trainer",
