@@ -13,6 +13,7 @@ COMMANDS = {
     "forecast": "continue the last states of a file, as an ensemble",
     "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
     "bench": "score samples under a published benchmark's protocol, beside the floor and published rows",
+    "distill": "train a student of a model that samples in a few steps",
     "report": "write one HTML file about a run",
     "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
     "audit": "compare groups of patients, sites or scanners: accuracy, coverage, the worst group",
@@ -185,6 +186,40 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
 
 
+def _distill(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm distill RUN --output FOLDER [--method moments] [--steps 4] [--max-minutes M]"
+    p.epilog = (
+        "The student draws in a few denoiser calls, without guide, what its teacher draws in many with it. The same\n"
+        "command continues an interrupted training. `reconstruct` needs the teacher."
+    )
+    add_model(p)
+    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="where the student goes")
+    p.add_argument(
+        "--method", default="moments", metavar="NAME",
+        help="moments (moment matching, the better one) or consistency (default: moments)",
+    )  # fmt: skip
+    p.add_argument(
+        "--steps", type=positive, nargs="+", default=[4], metavar="N",
+        help="denoiser calls to train for; the largest is the student's default (default: 4)",
+    )  # fmt: skip
+    p.add_argument("--max-steps", type=positive, metavar="N", help="optimiser steps (default: the method's own)")
+    p.add_argument("--max-minutes", type=_positive_number, metavar="M", help="wall-clock limit (default: none)")
+    p.add_argument("--batch-size", type=positive, metavar="N", help="samples a step (default: the method's own)")
+    p.add_argument(
+        "--learning-rate", type=_positive_number, metavar="R", help="peak rate (default: the method's own)"
+    )
+    p.add_argument(
+        "--samples", type=positive, metavar="N",
+        help="distil on N samples of the model instead of the training data, which are used where they can be had",
+    )  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of batches and noise (default: 0)")
+    p.add_argument("--fp32", action="store_true", help="train in float32 instead of bfloat16")
+    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
+    p.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)"
+    )
+
+
 def _report(p: argparse.ArgumentParser) -> None:
     add_model(p)
     p.add_argument(
@@ -261,6 +296,7 @@ ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "forecast": _forecast,
     "evaluate": _evaluate,
     "bench": _bench,
+    "distill": _distill,
     "report": _report,
     "doctor": _doctor,
     "audit": _audit,
@@ -278,6 +314,13 @@ def positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return value
+
+
+def _positive_number(text: str) -> float:
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
 
 
