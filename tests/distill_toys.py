@@ -37,7 +37,12 @@ class SmallNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, x: Tensor, noise_level: Tensor, cond: object = None, mask: object = None, previous: object = None
+        self,
+        x: Tensor,
+        noise_level: Tensor,
+        cond: object = None,
+        mask: object = None,
+        previous: object = None,
     ) -> Tensor:
         level = torch.stack([noise_level, noise_level.tanh(), (-noise_level.square()).exp()], dim=1)
         return self.head(self.body(torch.cat([x.flatten(1), level], dim=1))).view(x.shape)

@@ -1,5 +1,6 @@
 """Distillation is held to a Gaussian whose few-step samplers are known to be wrong, and to what a finished model is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,18 @@ from sciLDM.distill.levels import Segments, bridge, noised
 from sciLDM.errors import ConfigError
 from sciLDM.samplers import DDIM, Renoising, UniformGrid
 from sciLDM.timesteps import NormalLmbdaTime
-from tests.distill_toys import COVARIANCE, EXACT, MEAN, SCHEDULE, TEACHER, copies, errors, exact_network, latents, train
+from tests.distill_toys import (
+    COVARIANCE,
+    EXACT,
+    MEAN,
+    SCHEDULE,
+    TEACHER,
+    copies,
+    errors,
+    exact_network,
+    latents,
+    train,
+)
 from tests.tiny import silent, tiny_run
 
 QUICK = {"max_steps": 6, "batch_size": 8}
@@ -66,25 +78,27 @@ def test_levels_lie_inside_their_stretch_and_follow_the_teachers_training() -> N
 # --- students of an exact Gaussian ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_moment_matching_mends_few_steps(tmp_path: Path, steps: int) -> None:
     sampler = DDIM(steps=steps, grid=UniformGrid(), eta=1.0)
     student, other = copies(exact_network())
     stage = MomentStage(
-        student, StudentMoments(other, 5e-3, fed=False), TEACHER, steps=(steps,), sampler=sampler, lead=20
+        student, StudentMoments(other, 5e-3, fed=False, lead=20), TEACHER, steps=(steps,), sampler=sampler
     )  # fmt: skip
-    trained = train(stage, tmp_path, 350, learning_rate=1e-3, betas=(0.0, 0.99), decay="linear", decay_from=0.5)
+    trained = train(
+        stage, tmp_path, 300, learning_rate=1e-3, betas=(0.0, 0.99), decay="linear", decay_from=0.5
+    )
     before, after = errors(EXACT, sampler), errors(trained, sampler)
     assert before[1] > 0.5  # the ancestral sampler with an exact denoiser is far too narrow
     assert after[0] < 0.12
     assert after[1] < before[1] / 3
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [2])
 def test_consistency_mends_few_steps(tmp_path: Path, steps: int) -> None:
     sampler = Renoising(steps=steps)
     stage = ConsistencyStage(exact_network(), TEACHER, sampler, intervals=8, steps=(steps,))
-    trained = train(stage, tmp_path, 300, learning_rate=5e-3)
+    trained = train(stage, tmp_path, 200, learning_rate=5e-3)
     before = min(errors(EXACT, DDIM(steps=steps, grid=UniformGrid()))[1], errors(EXACT, sampler)[1])
     after = errors(trained, sampler)
     assert before > 0.4  # better of ODE and renoising, undistilled
@@ -92,8 +106,7 @@ def test_consistency_mends_few_steps(tmp_path: Path, steps: int) -> None:
     assert after[1] < before / 4
 
 
-def test_a_perfect_student_has_no_gap(tmp_path: Path) -> None:
-    """Where the student's samples are the data, the opponent ends at the teacher: nothing is left to learn."""
+def test_the_score_of_validation_is_zero_for_a_perfect_student_only() -> None:
     stage = ConsistencyStage(exact_network(), TEACHER, Renoising(steps=2))
     z = latents(2000)
     scores = stage.scores((z, None, {}), np.arange(len(z)))["energy"].mean()
@@ -155,6 +168,4 @@ def test_the_command_line_leaves_a_student_that_does_not_reconstruct(
 
 
 def _short(method, **changes):
-    from dataclasses import replace
-
     return replace(method.training, **{**QUICK, "precision": "fp32", "warmup_steps": 0, **changes})

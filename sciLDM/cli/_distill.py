@@ -33,12 +33,10 @@ def run(args: argparse.Namespace) -> None:
     }  # fmt: skip
     settings = replace(method.training, **{name: v for name, v in given.items() if v is not None})
     settings = replace(settings, precision="fp32" if args.fp32 else settings.precision)
-    accelerator = {"cuda": "gpu"}.get(model.device.type, model.device.type)
-    trainer = replace(model.experiment.trainer, accelerator=accelerator, devices=1, num_nodes=1)
     output, start = Path(args.output), time.monotonic()
     with Bars() as bars:
         distil(
-            model, output, method=method, settings=settings, trainer=trainer, samples=args.samples,
+            model, output, method=method, settings=settings, samples=args.samples,
             latents=_cache(Path(args.run)), progress=bars, say=bars.say,
         )  # fmt: skip
     record_command(output, f"distill --method {method.name}", time.monotonic() - start)

@@ -202,9 +202,15 @@ def _distill(p: argparse.ArgumentParser) -> None:
         "--steps", type=positive, nargs="+", default=[4], metavar="N",
         help="denoiser calls to train for; the largest is the student's default (default: 4)",
     )  # fmt: skip
-    p.add_argument("--max-steps", type=positive, metavar="N", help="optimiser steps (default: the method's own)")
-    p.add_argument("--max-minutes", type=_positive_number, metavar="M", help="wall-clock limit (default: none)")
-    p.add_argument("--batch-size", type=positive, metavar="N", help="samples a step (default: the method's own)")
+    p.add_argument(
+        "--max-steps", type=positive, metavar="N", help="optimiser steps (default: the method's own)"
+    )
+    p.add_argument(
+        "--max-minutes", type=_positive_number, metavar="M", help="wall-clock limit (default: none)"
+    )
+    p.add_argument(
+        "--batch-size", type=positive, metavar="N", help="samples a step (default: the method's own)"
+    )
     p.add_argument(
         "--learning-rate", type=_positive_number, metavar="R", help="peak rate (default: the method's own)"
     )

@@ -13,8 +13,9 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ __all__ = ["distil", "student_of"]
 
 _ASKED = "asked.json"
 _MAY_CHANGE = ("max_steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "workers")
-_DROPPED = ("files", "format", "format_version", "sciLDM", "created", "libraries", "denoiser_error")
 
 
 def distil(
@@ -56,7 +56,7 @@ def distil(
         output: Folder of the student.
         method: How; moment matching for four steps unless said otherwise.
         settings: Optimisation; the method's own unless said otherwise.
-        trainer: Devices and loggers; the model's own unless said otherwise.
+        trainer: Devices and loggers; the teacher's device unless said otherwise.
         samples: Distil on so many samples of the model; None takes the training data where they can be had.
         latents: Folder with cached latents of the data, or to put them.
         progress: Told how far slow preparation has come.
@@ -86,7 +86,7 @@ def distil(
     stage = method.stage(model, settings)
     with _arithmetic(model, settings):
         result = run_stage(
-            stage, train, held_out, settings, trainer or model.experiment.trainer, folder / "denoiser", resume=True
+            stage, train, held_out, settings, trainer or _trainer(model), folder / "denoiser", resume=True
         )  # fmt: skip
     stage.finished_network()
     summary = {
@@ -113,39 +113,41 @@ def student_of(
 ) -> LatentDiffusion:
     """A model around a trained student: the teacher's autoencoder, no guide, a sampler of few steps.
 
-    What was measured on the teacher's denoiser (its error, calibrations) does not hold for the student and is left out.
+    What serves reconstruction (errors of autoencoder and denoiser, calibrations) is left out.
     """
     config = copy.deepcopy(model.config)
     config["sampler"] = method.sampler_config(model.experiment.sampler.temperature)
     config["guide"], config["guidance"] = None, 1.0
     config["objective"] = {**config["objective"], "self_condition": 0.0}
-    card = {name: value for name, value in model.card.items() if name not in _DROPPED}
+    card = {**model.card, "distilled": dict(summary)}
+    if "made by" in card:
+        card["made by"] = f"distilled to {_list(method.steps)} steps; its teacher: {card['made by']}"
     with torch.random.fork_rng(devices=[]):
-        student = LatentDiffusion(
-            config, model.state, card={**card, "distilled": dict(summary)}, reference=model.reference
-        )
-    student.autoencoder_error = model.autoencoder_error
+        student = LatentDiffusion(config, model.state, card=card, reference=model.reference)
     for part in ("autoencoder", "stats"):
         student.parts[part].load_state_dict(model.parts[part].state_dict())
     student.denoiser.load_state_dict(denoiser.state_dict())
     return student
 
 
-class _arithmetic:  # noqa: N801 - a block, not a thing
+@contextmanager
+def _arithmetic(model: LatentDiffusion, settings: StageSettings) -> Iterator[None]:
     """Inside this block the teacher's networks run in the stage's arithmetic."""
-
-    def __init__(self, model: LatentDiffusion, settings: StageSettings) -> None:
-        self.networks = [n for n in (model.denoiser, model.guide) if n is not None]
-        self.dtype = torch.bfloat16 if settings.precision == "bf16" else None
-
-    def __enter__(self) -> None:
-        self.before = [network.autocast_dtype for network in self.networks]
-        for network in self.networks:
-            network.autocast_dtype = self.dtype
-
-    def __exit__(self, *_: object) -> None:
-        for network, dtype in zip(self.networks, self.before, strict=True):
+    networks = [network for network in (model.denoiser, model.guide) if network is not None]
+    before = [network.autocast_dtype for network in networks]
+    for network in networks:
+        network.autocast_dtype = torch.bfloat16 if settings.precision == "bf16" else None
+    try:
+        yield
+    finally:
+        for network, dtype in zip(networks, before, strict=True):
             network.autocast_dtype = dtype
+
+
+def _trainer(model: LatentDiffusion) -> TrainerSettings:
+    """One device, the teacher's: it is called at every step."""
+    accelerator = {"cuda": "gpu"}.get(model.device.type, model.device.type)
+    return replace(model.experiment.trainer, accelerator=accelerator, devices=1, num_nodes=1, strategy="auto")
 
 
 def _claim(folder: Path, asked: Mapping[str, Any], say: Callable[[str], None]) -> None:

@@ -47,7 +47,9 @@ def latents_for(
         try:
             return data_latents(model, folder, progress=progress, say=say)
         except (SciLDMError, OSError) as error:
-            say(f"the training data are not at hand ({error}); {enough:,} samples of the model take their place")
+            say(
+                f"the training data are not at hand ({error}); {enough:,} samples of the model take their place"
+            )
             samples = enough
     return drawn_latents(model, samples, seed=seed, progress=progress)
 

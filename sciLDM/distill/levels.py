@@ -52,9 +52,9 @@ class Segments:
         # Shares of the stretches: those of each number of calls together weigh the same.
         self.starts = torch.cat(starts)
         self.ends = torch.cat([torch.cat([s[1:], s.new_tensor([low])]) for s in starts])
-        self.weights = torch.cat([torch.full((n,), 1 / n, dtype=torch.float64) for n in steps]).cumsum(0) / len(
-            steps
-        )
+        self.weights = torch.cat([torch.full((n,), 1 / n, dtype=torch.float64) for n in steps]).cumsum(
+            0
+        ) / len(steps)
         u = (torch.arange(_TABLE, dtype=torch.float64) + 0.5) / _TABLE
         self._times = times(u, schedule).contiguous()
 
@@ -99,6 +99,4 @@ def bridge(
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     keep = alpha_t / alpha_s * (sigma_s / sigma_t).square()
     lost = (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)).square()).clamp_min(0.0)
-    return (
-        expand(keep, z_t) * z_t + expand(alpha_s * lost, x) * x + expand(sigma_s * lost.sqrt(), x) * eps
-    )
+    return expand(keep, z_t) * z_t + expand(alpha_s * lost, x) * x + expand(sigma_s * lost.sqrt(), x) * eps

@@ -97,10 +97,11 @@ class MomentMatching(Method):
             copy.deepcopy(model.denoiser),
             self.opponent_rate * settings.learning_rate,
             fed=objective.self_condition > 0,
+            lead=min(self.lead, settings.max_steps // 10),
         )
         return MomentStage(
             copy.deepcopy(model.denoiser), opponent, Teacher.of(model), steps=self.steps,
-            sampler=self.sampler(model.experiment.sampler.temperature), lead=min(self.lead, settings.max_steps // 10),
+            sampler=self.sampler(model.experiment.sampler.temperature),
             lmbda_max=self.lmbda_max, objective=objective, conditions=model.codec.conditions,
         )  # fmt: skip
 
@@ -117,8 +118,10 @@ class Consistency(Method):
 
     def __post_init__(self) -> None:
         Method.__post_init__(self)
-        if self.intervals < 2:
-            raise ConfigError(f"intervals: expected at least 2, got {self.intervals}")
+        if self.intervals < 2 * max(self.steps):
+            raise ConfigError(
+                f"intervals: expected at least twice the steps ({2 * max(self.steps)}), got {self.intervals}"
+            )
 
     @property
     def training(self) -> StageSettings:

@@ -43,13 +43,16 @@ class StudentMoments(Opponent):
         denoiser: Becomes `F`.
         learning_rate: Its peak learning rate; the stage's own when None.
         fed: Whether the network takes an earlier estimate (self-conditioning): then it is given the teacher's.
+        lead: Steps that it makes before the student's first.
     """
 
     name = "moments_of_student"
 
-    def __init__(self, denoiser: NetDenoiser, learning_rate: float | None, *, fed: bool) -> None:
+    def __init__(
+        self, denoiser: NetDenoiser, learning_rate: float | None, *, fed: bool, lead: int = 0
+    ) -> None:
         super().__init__()
-        self.denoiser, self.learning_rate, self.fed = denoiser, learning_rate, fed
+        self.denoiser, self.learning_rate, self.fed, self.lead = denoiser, learning_rate, fed, lead
         self._loss: Tensor | None = None
 
     def estimate(
@@ -84,7 +87,6 @@ class MomentStage(StudentStage):
         teacher: `D`.
         steps: Numbers of calls that the student is trained for.
         sampler: How it is to be sampled; its grid places the calls.
-        lead: Steps that the opponent makes before the student's first.
         lmbda_max: Cleanest level at which means are compared: below it they say little, and the opponent's errors much.
         objective: Training noise levels and condition dropout of the teacher.
         conditions: Declared conditions.
@@ -98,7 +100,6 @@ class MomentStage(StudentStage):
         *,
         steps: tuple[int, ...],
         sampler: DDIM,
-        lead: int = 0,
         lmbda_max: float = 2.0,
         objective: DiffusionObjective | None = None,
         conditions: Sequence[Condition] = (),
@@ -106,7 +107,6 @@ class MomentStage(StudentStage):
         super().__init__(
             student, teacher, sampler, objective=objective, conditions=conditions, opponent=opponent
         )
-        self.lead = lead
         self.segments = Segments(
             student.schedule, sampler.grid, steps, self.objective.times, lmbda_max=lmbda_max
         )
@@ -134,6 +134,6 @@ class MomentStage(StudentStage):
         # Half the squared distance to a point that is held fixed: its gradient is the direction above.
         target = made - gap / expand(scale, gap)
         loss = 0.5 * cell_mean((x - target).square(), mask)
-        if self.step < self.lead:
+        if self.step < self.adversary.lead:
             loss = 0.0 * loss
         return {"student": loss, "_gap": cell_mean(gap.square(), mask)}

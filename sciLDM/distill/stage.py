@@ -93,7 +93,11 @@ class StudentStage(Stage):
         noise = NoiseSource(self.settings.seed).fork("distillation validation")
         with self.precision():
             return self.sampler(
-                Conditioned(self.student, cond, mask), tuple(z.shape[1:]), noise=noise, ids=ids, device=z.device
+                Conditioned(self.student, cond, mask),
+                tuple(z.shape[1:]),
+                noise=noise,
+                ids=ids,
+                device=z.device,
             )
 
     def networks(self) -> list[NetDenoiser]:
@@ -111,9 +115,7 @@ class StudentStage(Stage):
             yield
 
 
-def cell_mean(
-    error: Float[Tensor, "batch channel *shape"], mask: Tensor | None
-) -> Float[Tensor, "batch"]:
+def cell_mean(error: Float[Tensor, "batch channel *shape"], mask: Tensor | None) -> Float[Tensor, "batch"]:
     """Mean over channels and the cells that exist."""
     if mask is None:
         return error.flatten(1).mean(dim=1)

@@ -1,4 +1,4 @@
-r"""Sampling of consistency models: estimate, add fresh noise, estimate again (Song et al. 2023, arXiv:2303.01469, Alg. 1).
+r"""Sampling of consistency models: estimate, add noise, estimate again (Song et al. 2023, arXiv:2303.01469, Alg. 1).
 
     x = f(y_t),    y_s = a_s x + s_s eps.
 
