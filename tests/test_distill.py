@@ -1,5 +1,6 @@
 """Distillation is held to a Gaussian whose few-step samplers are known to be wrong, and to what a finished model is."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,19 @@ import torch
 
 import sciLDM
 from sciLDM.cli import main
-from sciLDM.distill import Consistency, ConsistencyStage, MomentMatching, MomentStage, StudentMoments, distil
+from sciLDM.distill import (
+    Consistency,
+    ConsistencyStage,
+    MomentMatching,
+    MomentStage,
+    StudentMoments,
+    Teacher,
+    distil,
+)
+from sciLDM.distill.latents import latents_for
 from sciLDM.distill.levels import Segments, bridge, noised
-from sciLDM.errors import ConfigError
+from sciLDM.errors import ConfigError, DataError
+from sciLDM.rng import NoiseSource
 from sciLDM.samplers import DDIM, Renoising, UniformGrid
 from sciLDM.timesteps import NormalLmbdaTime
 from tests.distill_toys import (
@@ -140,6 +151,42 @@ def test_a_student_is_an_ordinary_model_of_few_calls(tiny: Path, tmp_path: Path,
     again = sciLDM.load(tmp_path / "out" / "model").sample(5, seed=3).table
     assert again["smiles"].tolist() == table["smiles"].tolist()
     assert student.card["distilled"]["method"] == method.name
+
+
+def test_the_teacher_is_the_guided_denoiser_fed_its_own_estimate(tiny: Path) -> None:
+    model = sciLDM.load(tiny)
+    model.guide = copy.deepcopy(model.denoiser)
+    for weight in model.guide.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    request = model.codec.plan(4, {"logP": 1.0}, NoiseSource(0), range(4))
+    x_t, t = torch.randn(4, model.autoencoder.latent_channels, *request.shape), torch.full((4,), 0.6)
+    estimates = []
+    with torch.no_grad():
+        for network in (model.guide, model.denoiser):
+            first = network(x_t, t, request.cond, request.mask)
+            estimates.append(network(x_t, t, request.cond, request.mask, first))
+    bad, good = estimates
+    expected = bad + model.experiment.guide_scale * (good - bad)
+    assert not torch.allclose(expected, good, atol=1e-3)
+    torch.testing.assert_close(Teacher.of(model)(x_t, t, request.cond, request.mask), expected)
+
+
+def test_without_the_data_the_model_draws_its_own(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lines = sciLDM.load(tiny), []
+
+    def gone(*_: object) -> None:
+        raise DataError("no such table")
+
+    monkeypatch.setattr(type(model.experiment.domain), "prepare", gone)
+    options = {"samples": None, "enough": 30, "progress": lambda *_: None, "say": lines.append}
+    drawn, held_out = latents_for(model, tmp_path, **options)
+    assert "no such table" in lines[0]
+    assert (len(drawn), len(held_out)) == (27, 3)
+    z, mask, cond = drawn.fields(np.arange(27))
+    assert bool((z[~mask[:, None].expand_as(z)] == 0).all())
+    assert cond["atoms"].tolist() == mask.sum(dim=1).tolist()
 
 
 def test_an_interrupted_distillation_is_continued_and_another_one_refused(tiny: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def _distill(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="where the student goes")
     p.add_argument(
         "--method", default="moments", metavar="NAME",
-        help="moments (moment matching, the better one) or consistency (default: moments)",
+        help="moments (moment matching) or consistency (default: moments)",
     )  # fmt: skip
     p.add_argument(
         "--steps", type=positive, nargs="+", default=[4], metavar="N",

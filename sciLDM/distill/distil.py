@@ -34,6 +34,7 @@ from sciLDM.training import StageSettings, TrainerSettings, run_stage
 __all__ = ["distil", "student_of"]
 
 _ASKED = "asked.json"
+_TAUGHT = ("autoencoder", "denoiser", "guide")
 _MAY_CHANGE = ("max_steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "workers")
 
 
@@ -74,8 +75,8 @@ def distil(
     if "distilled" in model.card:
         raise ConfigError("this model was distilled itself: expected one of many steps; distil its teacher")
     asked = {
-        "teacher": module_hash(model.denoiser), "method": method.name, **asdict(method), "samples": samples,
-        "settings": asdict(settings),
+        "teacher": [module_hash(part) for name, part in model.parts.items() if name in _TAUGHT],
+        "method": method.name, **asdict(method), "samples": samples, "settings": asdict(settings),
     }  # fmt: skip
     _claim(folder, asked, say)
     train, held_out = latents_for(
