@@ -196,6 +196,11 @@ class LatentDiffusion:
             DataError: Nothing observed, or infinite values.
         """
         codec = self.codec
+        if "distilled" in self.card:
+            raise ConfigError(
+                "reconstruct: expected a denoiser that gives posterior means, got a few-step student, whose estimates "
+                "are samples; reconstruct with the model it was distilled from"
+            )
         if not isinstance(codec, FieldCodec):
             raise ConfigError(
                 f"reconstruct: expected a model of fields on a grid, got one of {self.experiment.domain.name} "

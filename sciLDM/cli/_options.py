@@ -14,6 +14,7 @@ COMMANDS = {
     "forecast": "continue the last states of a file, as an ensemble",
     "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
     "bench": "score samples under a published benchmark's protocol, beside the floor and published rows",
+    "distill": "train a student of a model that samples in a few steps",
     "report": "write one HTML file about a run",
     "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
     "edit": "variants of a lead, as like it as asked",
@@ -215,6 +216,46 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
 
 
+def _distill(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm distill RUN --output FOLDER [--method moments] [--steps 4] [--max-minutes M]"
+    p.epilog = (
+        "The student draws in a few denoiser calls, without guide, what its teacher draws in many with it. The same\n"
+        "command continues an interrupted training. `reconstruct` needs the teacher."
+    )
+    add_model(p)
+    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="where the student goes")
+    p.add_argument(
+        "--method", default="moments", metavar="NAME",
+        help="moments (moment matching) or consistency (default: moments)",
+    )  # fmt: skip
+    p.add_argument(
+        "--steps", type=positive, nargs="+", default=[4], metavar="N",
+        help="denoiser calls to train for; the largest is the student's default (default: 4)",
+    )  # fmt: skip
+    p.add_argument(
+        "--max-steps", type=positive, metavar="N", help="optimiser steps (default: the method's own)"
+    )
+    p.add_argument(
+        "--max-minutes", type=_positive_number, metavar="M", help="wall-clock limit (default: none)"
+    )
+    p.add_argument(
+        "--batch-size", type=positive, metavar="N", help="samples a step (default: the method's own)"
+    )
+    p.add_argument(
+        "--learning-rate", type=_positive_number, metavar="R", help="peak rate (default: the method's own)"
+    )
+    p.add_argument(
+        "--samples", type=positive, metavar="N",
+        help="distil on N samples of the model instead of the training data, which are used where they can be had",
+    )  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of batches and noise (default: 0)")
+    p.add_argument("--fp32", action="store_true", help="train in float32 instead of bfloat16")
+    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
+    p.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)"
+    )
+
+
 def _report(p: argparse.ArgumentParser) -> None:
     add_model(p)
     p.add_argument(
@@ -330,6 +371,7 @@ ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "forecast": _forecast,
     "evaluate": _evaluate,
     "bench": _bench,
+    "distill": _distill,
     "report": _report,
     "doctor": _doctor,
     "edit": _edit,
@@ -357,6 +399,13 @@ def _count(text: str) -> int:
         return 0 if text == "0" else positive(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}") from error
+
+
+def _positive_number(text: str) -> float:
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 def not_negative(text: str) -> float:

@@ -101,21 +101,37 @@ class DiffusionObjective:
     ) -> Float[Tensor, "batch"]:
         """Weighted squared error of the clean estimate, averaged over cells and channels of each sample."""
         t = self.times(draw.u, denoiser.schedule, progress)
+        labels, scored = self.given(z, draw, cond=cond, conditions=conditions, mask=mask)
+        return self.at(denoiser, z, t, draw, cond=labels, mask=mask, scored=scored)
+
+    def given(
+        self,
+        z: Float[Tensor, "batch channel *shape"],
+        draw: Draw,
+        *,
+        cond: Cond | None = None,
+        conditions: tuple[Condition, ...] = (),
+        mask: Bool[Tensor, "batch *shape"] | None = None,
+    ) -> tuple[Mapping[str, Tensor], Bool[Tensor, "batch *shape"] | None]:
+        """What the network is told of a batch: labels, some of them dropped, and what of `z` is revealed.
+
+        Returns:
+            The labels, and the cells that remain to be estimated; None for all of them.
+        """
         labels: Mapping[str, Tensor] = drop_conditions(
             cond or {}, conditions, draw.drops, all_together=self.all_together
         )
         if self.context is None or draw.context is None:
-            return self.at(denoiser, z, t, draw, cond=labels, mask=mask)
+            return labels, mask
         if self.context.name not in {c.name for c in conditions}:
             raise ConfigError(
                 f"objective.context reveals frames through the condition {self.context.name!r}, the domain declares "
                 f"{sorted(c.name for c in conditions) or 'none'}; remove the option, or use a domain that has it"
             )
         known = self.context.known(draw.context)
-        labels = {**labels, self.context.name: self.context.reveal(z, known)}
         unknown = ~spread(known, z)[:, 0].expand(len(z), *z.shape[2:])
-        scored = unknown if mask is None else unknown & mask
-        return self.at(denoiser, z, t, draw, cond=labels, mask=mask, scored=scored)
+        labels = {**labels, self.context.name: self.context.reveal(z, known)}
+        return labels, unknown if mask is None else unknown & mask
 
     def at(
         self,

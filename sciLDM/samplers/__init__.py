@@ -6,6 +6,7 @@ from sciLDM.samplers.grids import KarrasGrid, LogSNRGrid, TimeGrid, UniformGrid
 from sciLDM.samplers.likelihood import log_likelihood
 from sciLDM.samplers.multistep import DPMSolverPP2M, DPMSolverPP2MSDE
 from sciLDM.samplers.ode import Euler, Heun
+from sciLDM.samplers.renoising import Renoising
 from sciLDM.samplers.sde import ReverseSDE
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Heun",
     "KarrasGrid",
     "LogSNRGrid",
+    "Renoising",
     "ReverseSDE",
     "Sampler",
     "TimeGrid",

@@ -7,6 +7,7 @@ With discriminator scores `D`, the hinge form (Lim & Ye 2017, arXiv:1705.02894) 
 and the non-saturating form `softplus(-D(fake))` against `softplus(-D(real)) + softplus(D(fake))`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sciLDM.errors import ConfigError
 
-__all__ = ["AdversarialSettings", "Adversary"]
+__all__ = ["AdversarialSettings", "Adversary", "Opponent"]
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,35 @@ class AdversarialSettings:
             raise ConfigError(f"kind must be hinge or non_saturating, got {self.kind!r}")
 
 
+class Opponent(nn.Module, ABC):
+    """A second network of a stage, which makes its own step on every batch, after that of the first.
+
+    Attributes:
+        name: Of its loss in the logs.
+        learning_rate: Its peak learning rate; the stage's own when None.
+    """
+
+    name: str
+    learning_rate: float | None = None
+
+    def active(self, step: int) -> bool:
+        """Whether it takes part yet."""
+        return True
+
+    @abstractmethod
+    def own_loss(self) -> Float[Tensor, "batch"]:
+        """Its loss on the batch that the first network's loss saw last."""
+
+
 @final
-class Adversary(nn.Module):
+class Adversary(Opponent):
     """The discriminator with both losses. It keeps the last batch until its own update."""
+
+    name = "discriminator"
 
     def __init__(self, settings: AdversarialSettings) -> None:
         super().__init__()
+        self.learning_rate = settings.learning_rate
         self.settings, self.discriminator = settings, settings.discriminator
         self._pair: tuple[Tensor, Tensor] | None = None
 
@@ -88,6 +112,9 @@ class Adversary(nn.Module):
         if self.settings.kind == "hinge":
             return (F.relu(1 - real) + F.relu(1 + fake)).mean(dim=1)
         return (F.softplus(-real) + F.softplus(fake)).mean(dim=1)
+
+    def own_loss(self) -> Float[Tensor, "batch"]:
+        return self.discriminator_loss()
 
     def active(self, step: int) -> bool:
         """Whether the term has set in."""

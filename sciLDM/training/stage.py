@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from sciLDM.errors import ArtefactError
-from sciLDM.training.adversarial import Adversary
+from sciLDM.training.adversarial import Opponent
 from sciLDM.training.data import Batch, to_device
 from sciLDM.training.ema import EMA
 from sciLDM.training.guard import diverged
@@ -44,7 +44,7 @@ class Stage(LightningModule, ABC):
     name: str
     network: nn.Module
 
-    def __init__(self, name: str, network: nn.Module, adversary: Adversary | None = None) -> None:
+    def __init__(self, name: str, network: nn.Module, adversary: Opponent | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.name, self.network, self.adversary = name, network, adversary
@@ -77,11 +77,11 @@ class Stage(LightningModule, ABC):
             loss = torch.stack([values.float().mean() for values in trained]).sum()
             self._update(0, self.network, loss, terms, batch, rate)
             if self.adversary is not None and self.adversary.active(batch.step):
-                own_rate = self.adversary.settings.learning_rate or self.settings.learning_rate
-                critic = self.adversary.discriminator_loss()
-                terms = {**terms, "_discriminator": critic}
+                own_rate = self.adversary.learning_rate or self.settings.learning_rate
+                own, name = self.adversary.own_loss(), self.adversary.name
+                terms = {**terms, f"_{name}": own}
                 scale = own_rate / self.settings.learning_rate
-                self._update(1, self.adversary, critic.mean(), {"discriminator": critic}, batch, rate * scale)
+                self._update(1, self.adversary, own.mean(), {name: own}, batch, rate * scale)
         if self.ema is not None:
             self.ema.update()
         self.step += 1
@@ -106,7 +106,7 @@ class Stage(LightningModule, ABC):
             raise diverged(module, terms, step=batch.step, indices=batch.indices, learning_rate=rate)
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
-        # Lightning counts the steps of its own wrapper; the discriminator's are made behind its back, so that its
+        # Lightning counts the steps of its own wrapper; the opponent's are made behind its back, so that its
         # count is that of the network.
         (optimiser if index == 0 else optimiser.optimizer).step()
         if index == 0:
@@ -217,13 +217,11 @@ class Stage(LightningModule, ABC):
     # --- Lightning's hooks --------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One for the network, and AdamW for the discriminator if there is one."""
+        """One for the network, and AdamW for its opponent if there is one."""
         optimisers: list[torch.optim.Optimizer] = [make_optimiser(self.network, self.settings)]
         if self.adversary is not None:
-            rate = self.adversary.settings.learning_rate
-            optimisers.append(
-                make_optimiser(self.adversary, replace(self.settings, optimiser="adamw"), learning_rate=rate)
-            )
+            plain = replace(self.settings, optimiser="adamw")
+            optimisers.append(make_optimiser(self.adversary, plain, learning_rate=self.adversary.learning_rate))
         return optimisers
 
     def on_fit_start(self) -> None:

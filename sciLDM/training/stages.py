@@ -52,7 +52,8 @@ class AutoencoderStage(Stage):
 
     def loss_terms(self, fields: Any, generator: torch.Generator) -> dict[str, Float[Tensor, "batch"]]:
         with half_precision(self):
-            if self.adversary is None or not self.adversary.active(self.step):
+            adversary = self.adversary
+            if not isinstance(adversary, Adversary) or not adversary.active(self.step):
                 return self.autoencoder.loss(fields, generator)
             # The parts of `Autoencoder.loss`, since the discriminator must see what was decoded.
             latent = self.autoencoder.encode(fields)
@@ -61,7 +62,7 @@ class AutoencoderStage(Stage):
             terms = dict(self.autoencoder.reconstruction_loss(fields, decoded))
             if penalty is not None:
                 terms["bottleneck"] = penalty
-            return {**terms, "adversarial": self.adversary.decoder_loss(fields, decoded)}
+            return {**terms, "adversarial": adversary.decoder_loss(fields, decoded)}
 
     def scores(self, fields: Any, indices: np.ndarray) -> dict[str, Float[Tensor, "batch"]]:
         seed = step_seed(self.settings.seed, "autoencoder validation", int(indices[0]), 0)
