@@ -3,6 +3,9 @@ r"""Denoising score matching in x0 space: `w(lmbda) |x0_hat(x_t, t) - x|^2`, the
 One loss serves every parametrisation, because the weight is stated for the clean estimate (`sciLDM.weighting`).
 With self-conditioning (Chen et al. 2023, arXiv:2208.04202) a share of the batches first estimates `x` without help and
 then again with that estimate as input; no gradient flows through the first pass.
+
+With a teacher its estimate takes the place of `x` (knowledge distillation, Hinton et al. 2015, arXiv:1503.02531): the
+target is then a mean and no sample, so that gradients are far less noisy.
 """
 
 from collections.abc import Mapping
@@ -98,14 +101,32 @@ class DiffusionObjective:
         conditions: tuple[Condition, ...] = (),
         mask: Bool[Tensor, "batch *shape"] | None = None,
         progress: float = 1.0,
+        teacher: NetDenoiser | None = None,
     ) -> Float[Tensor, "batch"]:
-        """Weighted squared error of the clean estimate, averaged over cells and channels of each sample."""
+        """Weighted squared error of the clean estimate, averaged over cells and channels of each sample.
+
+        Args:
+            teacher: Its estimate is the target; None for the clean latent.
+        """
         t = self.times(draw.u, denoiser.schedule, progress)
+        labels, scored = self.given(z, draw, cond=cond, conditions=conditions, mask=mask)
+        return self.at(denoiser, z, t, draw, cond=labels, mask=mask, scored=scored, teacher=teacher)
+
+    def given(
+        self,
+        z: Float[Tensor, "batch channel *shape"],
+        draw: Draw,
+        *,
+        cond: Cond | None = None,
+        conditions: tuple[Condition, ...] = (),
+        mask: Bool[Tensor, "batch *shape"] | None = None,
+    ) -> tuple[Mapping[str, Tensor], Bool[Tensor, "batch *shape"] | None]:
+        """What the network is told of each sample in this draw, and the cells that it is scored on (None: all)."""
         labels: Mapping[str, Tensor] = drop_conditions(
             cond or {}, conditions, draw.drops, all_together=self.all_together
         )
         if self.context is None or draw.context is None:
-            return self.at(denoiser, z, t, draw, cond=labels, mask=mask)
+            return labels, mask
         if self.context.name not in {c.name for c in conditions}:
             raise ConfigError(
                 f"objective.context reveals frames through the condition {self.context.name!r}, the domain declares "
@@ -114,8 +135,7 @@ class DiffusionObjective:
         known = self.context.known(draw.context)
         labels = {**labels, self.context.name: self.context.reveal(z, known)}
         unknown = ~spread(known, z)[:, 0].expand(len(z), *z.shape[2:])
-        scored = unknown if mask is None else unknown & mask
-        return self.at(denoiser, z, t, draw, cond=labels, mask=mask, scored=scored)
+        return labels, unknown if mask is None else unknown & mask
 
     def at(
         self,
@@ -127,11 +147,13 @@ class DiffusionObjective:
         cond: Cond | None = None,
         mask: Bool[Tensor, "batch *shape"] | None = None,
         scored: Bool[Tensor, "batch *shape"] | None = None,
+        teacher: NetDenoiser | None = None,
     ) -> Float[Tensor, "batch"]:
         """The loss at given times, conditions as they are: what validation uses, noise level by noise level.
 
         Args:
             scored: Cells that the loss is averaged over; those of `mask` when None.
+            teacher: Its estimate is the target; None for the clean latent.
         """
         alpha, sigma = denoiser.schedule(t)
         x_t = expand(alpha, z) * z + expand(sigma, z) * draw.eps
@@ -139,7 +161,11 @@ class DiffusionObjective:
         if draw.self_condition:
             with torch.no_grad():
                 previous = denoiser(x_t, t, cond, mask).detach()
-        error = (denoiser(x_t, t, cond, mask, previous) - z).square()
+        target = z
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher(x_t, t, cond, mask, previous)
+        error = (denoiser(x_t, t, cond, mask, previous) - target).square()
         scored = mask if scored is None else scored
         if scored is None:
             mean = error.flatten(1).mean(dim=1)
