@@ -9,8 +9,10 @@ with `.json` after it says what is needed outside: inputs and outputs, latent st
 read back and compared with the model at two batch sizes before it is kept.
 """
 
+import copy
 import dataclasses
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +74,8 @@ def export(model: LatentDiffusion, path: str | os.PathLike[str], *, part: Part =
     if part not in ("denoiser", "decoder"):
         raise ConfigError(f"part: expected denoiser or decoder, got {part!r}")
     module = _Denoiser(model) if part == "denoiser" else _Decoder(model)
-    with torch.no_grad(), _quiet():
+    # Tracing warns of what cannot be helped from here.
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         outputs = module.outputs()
         draft = path.with_name(f".{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +157,7 @@ class _Denoiser(_Part):
 class _Decoder(_Part):
     def __init__(self, model: LatentDiffusion) -> None:
         super().__init__()
-        self.autoencoder = model.autoencoder
+        self.autoencoder = copy.deepcopy(model.autoencoder).cpu().eval()
         self.grid = (model.autoencoder.latent_channels, *model.codec.shape)
         self.names = ["z", "mask"]
 
@@ -173,10 +176,9 @@ class _Decoder(_Part):
 
 def _plain(denoiser: NetDenoiser) -> NetDenoiser:
     """On the CPU, in float32."""
-    plain = NetDenoiser(
-        denoiser.net, denoiser.schedule, denoiser.parametrisation, start=denoiser.start
-    )  # no autocast
-    return plain.eval()
+    plain = copy.deepcopy(denoiser).cpu().float().eval()
+    plain.autocast_dtype = None
+    return plain
 
 
 def _mask(batch: int, grid: Sequence[int]) -> Tensor:
@@ -259,6 +261,7 @@ def _hypot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _write_onnx(module: _Part, path: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of libraries that are not needed here
     known = _traced(module).run_decompositions({torch.ops.aten.hypot.default: _hypot})  # ONNX has none
     program = torch.onnx.export(
         known, input_names=module.names, output_names=list(module.outputs()), dynamo=True, verbose=False
@@ -295,15 +298,6 @@ def _difference(module: _Part, run: _Run | None) -> float | None:
             scale = max(1.0, float(mine.float().abs().max()))
             largest = max(largest, float((mine.float() - theirs.float()).abs().max()) / scale)
     return largest
-
-
-class _quiet(warnings.catch_warnings):
-    """Tracing warns of what cannot be helped from here."""
-
-    def __enter__(self) -> Any:
-        found = super().__enter__()
-        warnings.simplefilter("ignore")
-        return found
 
 
 def _description(model: LatentDiffusion, module: _Part, found: Exported, part: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ arXiv:2204.09656, after LeCun et al. 1989, "Optimal brain damage", and Molchanov
 `|J_u|^2 = E_v (v . J_u)^2` for white `v`, one backward pass serves all units. The clean latents enter by their noisy
 states alone.
 
-Scores of single units leave out what the removed ones have in common. A second term for that, `-2 r . J_u` with `r` what
+Scores of single units leave out what removed ones have in common. A second term for that, `-2 r . J_u` with `r` what
 was removed so far, made qm9-small worse in eight rounds (distance to the unpruned estimate at half the parameters: 0.40
 instead of 0.16). Units that each make up for the same `r` overshoot together.
 """

@@ -70,6 +70,8 @@ def prune(
     run, silent = Path(folder), progress or (lambda _what, _done, _total: None)
     given = {"model": model_hash(model), "keep": keep, "samples": samples}
     before = _plan(run, given)
+    if run.is_file():
+        raise ConfigError(f"{run} is a file, expected a folder for the run; choose another --output")
     if before is None and run.exists() and any(p.name not in ("latents", "reference") for p in run.iterdir()):
         raise ConfigError(f"{run} exists and is no unfinished pruning; choose another --output")
     corpus = training_corpus(model, progress=silent)
@@ -84,23 +86,34 @@ def prune(
         corpus.write_reference(run / "reference")
     left, whole = (m.parameters["denoiser"] for m in (smaller, model))
     say(f"parameters: {left / 1e6:.2f} M of {whole / 1e6:.2f} M are left; recovery by distillation")
-    stage = DenoiserStage(
-        smaller.denoiser, model.experiment.objective, model.codec.conditions, teacher=_frozen(model)
-    )
-    result = run_stage(
-        stage, latents["train"], latents["validation"], settings, model.experiment.trainer, run / "denoiser",
-        resume=True,
-    )  # fmt: skip
-    stage.finished_network()
+    trained = _recover(smaller, model, latents, settings, run / "denoiser")
     measure_denoiser(smaller, latents["validation"], say)
-    own = {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation)}
     pruned = {"parameters": left, "parameters_before": whole, "model_before": given["model"]}
-    summary = {**model.card.get("training", {}), "denoiser": own, "pruning": pruned}
+    summary = {**model.card.get("training", {}), "denoiser": trained, "pruning": pruned}
     if rank() == 0:
         smaller.card = {**_own_card(model), "training": summary}
         smaller.save(run / "model")
         write_json(run / "summary.json", summary)
     return load(run)
+
+
+def _recover(
+    smaller: LatentDiffusion,
+    model: LatentDiffusion,
+    latents: Mapping[str, NormalisedLatents],
+    settings: StageSettings,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train the smaller denoiser towards the whole one's estimates; a line of the summary."""
+    stage = DenoiserStage(
+        smaller.denoiser, model.experiment.objective, model.codec.conditions, teacher=_frozen(model)
+    )
+    result = run_stage(
+        stage, latents["train"], latents["validation"], settings, model.experiment.trainer, folder,
+        resume=True,
+    )  # fmt: skip
+    stage.finished_network()
+    return {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation)}
 
 
 def recovery_settings(model: LatentDiffusion) -> StageSettings:
@@ -212,7 +225,7 @@ def _plan(run: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _frozen(model: LatentDiffusion) -> Any:
-    denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
+    denoiser = copy.deepcopy(model.denoiser).cpu().requires_grad_(False)
     half = model.experiment.denoiser_stage.precision == "bf16"
     denoiser.autocast_dtype = torch.bfloat16 if half else None
     return denoiser.eval()
