@@ -31,13 +31,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sciLDM.data.eight_bit import to_eight_bit, to_floats
 from sciLDM.errors import ArtefactError
 
 __all__ = ["Artefact", "find_artefact", "load_artefact", "save_artefact", "shipped_artefacts"]
 
 FORMAT = "sciLDM"
-FORMAT_VERSION = 1
-"""Raised when an older sciLDM could not read the result."""
+FORMAT_VERSION, EIGHT_BIT_VERSION = 2, 2
+"""Raised when an older sciLDM could not read the result: from 2 on weights may be 8-bit integers; others are 1."""
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "card.json"
 LIBRARIES = ("torch", "numpy", "safetensors", "lightning")
@@ -75,8 +76,9 @@ def save_artefact(
         tensors: Weights by name.
         config: What builds the modules; plain values (numbers, strings, lists, mappings).
         card: What the model is; plain values, where numbers that are not finite become null.
-        dtype: Floating-point type of matrices and kernels as stored, say `torch.bfloat16`; None keeps each.
-            Vectors (biases, norms, latent statistics) keep theirs: small, and their rounding would show.
+        dtype: Type of matrices and kernels as stored, say `torch.bfloat16`; None keeps each. Vectors (biases, norms,
+            latent statistics) keep theirs: small, and their rounding would show. `torch.int8` stores weights with one
+            scale a channel (`sciLDM.data.eight_bit`), and other matrices (bases, tables) as bfloat16.
 
     Returns:
         The folder.
@@ -85,7 +87,9 @@ def save_artefact(
         ArtefactError: Values that cannot be stored, a folder that holds something else, a full disk.
     """
     folder = Path(folder).resolve()
-    weights = {name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}
+    small = to_eight_bit(tensors) if dtype == torch.int8 else tensors
+    floats = torch.bfloat16 if dtype == torch.int8 else dtype
+    weights = {name: _stored(name, tensor, floats) for name, tensor in small.items()}
     # ASCII with escapes: PyYAML does not read back every character that it writes bare.
     config_text = yaml.safe_dump(_plain(config, "config"), sort_keys=False)
     theirs = _plain(card, "card", finite=True)
@@ -97,7 +101,8 @@ def save_artefact(
             _copy_others(folder, draft)
         save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
         (draft / CONFIG).write_text(config_text, encoding="utf-8", newline="\n")
-        own = _own_entries({name: _describe(draft / name) for name in (WEIGHTS, CONFIG)})
+        version = EIGHT_BIT_VERSION if dtype == torch.int8 else 1
+        own = _own_entries({name: _describe(draft / name) for name in (WEIGHTS, CONFIG)}, version)
         entries = {**own, **{name: value for name, value in theirs.items() if name not in own}}
         (draft / CARD).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8", newline="\n")
         for name in (WEIGHTS, CONFIG, CARD):
@@ -135,7 +140,7 @@ def load_artefact(folder: str | os.PathLike[str]) -> Artefact:
         raise ArtefactError(f"{folder / WEIGHTS} is damaged: {error}; {_AGAIN}") from error
     for name in (WEIGHTS, CONFIG):
         _check_hash(folder / name, card)
-    return Artefact(tensors=tensors, config=config, card=card)
+    return Artefact(tensors=to_floats(tensors), config=config, card=card)
 
 
 def find_artefact(name_or_path: str | os.PathLike[str]) -> Path:
@@ -205,10 +210,10 @@ def _plain(value: Any, where: str, *, finite: bool = False) -> Any:
     )
 
 
-def _own_entries(files: Mapping[str, Any]) -> dict[str, Any]:
+def _own_entries(files: Mapping[str, Any], version: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": version,
         "sciLDM": _version("sciLDM"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": dict(files),

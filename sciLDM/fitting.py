@@ -48,7 +48,7 @@ from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stag
 from sciLDM.training.checkpoint import CHECKPOINT
 from sciLDM.training.settings import StageSettings
 
-__all__ = ["fit"]
+__all__ = ["fit", "measure_denoiser"]
 
 Say = Callable[[str], None]
 _BATCH = 1024
@@ -124,7 +124,7 @@ def fit(
             say=say,
         )
         summary["self_training"]["test"] = reconstruction(model, corpus, "test")
-    _measure_denoiser(model, latents["validation"], say)
+    measure_denoiser(model, latents["validation"], say)
     summary["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
         20 if sys.platform != "darwin" else 30
     )
@@ -318,7 +318,7 @@ def _train(
     return {"steps": result.steps, "seconds": result.seconds, "validation": dict(result.validation)}
 
 
-def _measure_denoiser(model: LatentDiffusion, latents: NormalisedLatents, say: Say) -> None:
+def measure_denoiser(model: LatentDiffusion, latents: NormalisedLatents, say: Say) -> None:
     """How far the denoiser is off on held-out latents, without the conditions that users may leave out."""
     if not isinstance(model.codec, FieldCodec):
         return

@@ -288,7 +288,10 @@ class LatentDiffusion:
         return cond, None if request.mask is None else request.mask[part].to(self.device)
 
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Path:
-        """Write `model.safetensors`, `config.yaml` and `card.json`; `dtype` halves the matrices, say bfloat16."""
+        """Write `model.safetensors`, `config.yaml` and `card.json`; `dtype` halves the matrices, say bfloat16.
+
+        `torch.int8` halves them again (weights as integers, one scale a channel); they are read back as float32.
+        """
         tensors = {
             f"{part}.{name}": tensor
             for part, module in self.parts.items()

@@ -261,8 +261,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "list card": (lambda m: (m / CARD).write_text("[]"), r"is not ours.*got 'list'"),
     "foreign card": (lambda m: edit_card(m, format="other"), r"expected format 'sciLDM', got 'other'"),
     "newer": (
-        lambda m: edit_card(m, format_version=2, sciLDM="9.0"),
-        r"saved by sciLDM 9\.0: expected a format_version up to 1, got 2; upgrade with `pip install -U sciLDM`",
+        lambda m: edit_card(m, format_version=3, sciLDM="9.0"),
+        r"saved by sciLDM 9\.0: expected a format_version up to 2, got 3; upgrade with `pip install -U sciLDM`",
     ),
     "no version": (lambda m: edit_card(m, format_version=None), r"a format_version from 1, got None"),
     "bool version": (lambda m: edit_card(m, format_version=True), r"a format_version from 1, got True"),

@@ -23,6 +23,9 @@ COMMANDS = {
     "verify": "read the synthetic marks of a file, and look for a key's watermark",
     "domains": "list the domain adapters and whether they can be used",
     "models": "list the models that come with the package",
+    "prune": "remove half of a model's denoiser (or another share), and train the rest to make up for it",
+    "quantise": "store a model's weights as 8-bit integers",
+    "export": "write the denoiser or the decoder for other programs (.pt2 or .onnx)",
     "demo": "train, evaluate and report a small molecular model from start to end",
 }
 
@@ -345,6 +348,53 @@ def _verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("--domain", default="medical", metavar="NAME", help="whose file (default: medical)")
 
 
+def _prune(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm prune RUN --output FOLDER [--keep 0.5] [--max-steps N]"
+    p.epilog = (
+        "The folder becomes a run: `scildm sample FOLDER`, `scildm evaluate FOLDER`. The data that the model was\n"
+        "trained on must be at hand. An interrupted call is continued by the same command."
+    )
+    add_model(p)
+    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="run folder of the smaller model")
+    p.add_argument(
+        "--keep", type=float, default=0.5, metavar="SHARE", help="of the denoiser's parameters (default: 0.5)"
+    )
+    p.add_argument(
+        "--samples", type=positive, default=4096, metavar="N",
+        help="training latents that heads and hidden units are scored on (default: 4096)",
+    )  # fmt: skip
+    p.add_argument(
+        "--max-steps", type=positive, default=2000, metavar="N", help="steps of recovery (default: 2000)"
+    )
+    p.add_argument("--max-minutes", type=float, metavar="M", help="or as long (default: no limit)")
+    p.add_argument(
+        "--batch-size", type=positive, metavar="N", help="samples a step (default: as it was trained)"
+    )
+    p.add_argument(
+        "--learning-rate", type=float, metavar="R", help="largest one (default: half of the denoiser's)"
+    )
+    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
+
+
+def _quantise(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm quantise RUN --output FOLDER"
+    p.epilog = "They are read back as floating-point numbers: the file is smaller, sampling is not faster."
+    add_model(p)
+    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="model folder")
+
+
+def _export(p: argparse.ArgumentParser) -> None:
+    p.usage = "scildm export RUN --output FILE [--part denoiser|decoder]"
+    p.epilog = (
+        "FILE.pt2 is a program of torch.export, FILE.onnx an ONNX graph (`pip install sciLDM[onnx]`). Any batch size.\n"
+        "FILE.json (FILE with its ending) lists inputs and outputs. What was written is run and compared with the\n"
+        "model before it is kept."
+    )
+    add_model(p)
+    p.add_argument("--output", "-o", metavar="FILE", required=True, help="ends in .pt2 or .onnx")
+    p.add_argument("--part", choices=("denoiser", "decoder"), default="denoiser", help="(default: denoiser)")
+
+
 def _demo(p: argparse.ArgumentParser) -> None:
     p.epilog = "What is finished is skipped, so an interrupted demo is continued by the same command."
     p.add_argument(
@@ -380,6 +430,9 @@ ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "verify": _verify,
     "domains": _nothing,
     "models": _nothing,
+    "prune": _prune,
+    "quantise": _quantise,
+    "export": _export,
     "demo": _demo,
 }
 

@@ -27,22 +27,22 @@ __all__ = ["DiT"]
 
 @final
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.heads, self.head_width = heads, head_width
+        self.qkv = nn.Linear(width, 3 * heads * head_width)
+        self.out = nn.Linear(heads * head_width, width)
+        self.q_norm = nn.RMSNorm(head_width, eps=1e-6)
+        self.k_norm = nn.RMSNorm(head_width, eps=1e-6)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, bias: Tensor | None) -> Tensor:
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         heads = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         # PyTorch's fused attention for CPUs pads its blocks: in bfloat16 its backward pass takes several times as long
         # as the plain products, up to a few hundred tokens. Elsewhere it is the faster one.
         short = heads.device.type == "cpu" and heads.dtype == torch.bfloat16 and length <= 256
         heads = heads.contiguous() if short else heads
-        scale = (width // self.heads) ** -0.5  # of the scores, put where it costs nothing
+        scale = self.head_width**-0.5  # of the scores, put where it costs nothing
         weights = torch.stack([self.q_norm.weight * scale, self.k_norm.weight])
         q, k = stacked_rms_norm(heads[:2], weights, self.q_norm.eps or 0.0).unbind(0)
         v = heads[2]
@@ -55,7 +55,7 @@ class _Attention(nn.Module):
             mixed = (scores if bias is None else scores + bias).softmax(dim=-1).to(v.dtype) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 @final
@@ -69,23 +69,28 @@ class _GELU(nn.Module):
 
 @final
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, expansion: float) -> None:
+    """Attention and a perceptron of one hidden layer; without heads (or hidden units) there is only the other."""
+
+    def __init__(self, width: int, heads: int, head_width: int, hidden: int) -> None:
         super().__init__()
-        hidden = int(width * expansion)
         self.norm_1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.norm_2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attention = _Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), _GELU(), nn.Linear(hidden, width))
+        self.attention = _Attention(width, heads, head_width) if heads else None
+        self.mlp = (
+            nn.Sequential(nn.Linear(width, hidden), _GELU(), nn.Linear(hidden, width)) if hidden else None
+        )
         self.modulation = nn.Parameter(torch.zeros(6, width))
 
     def forward(
         self, x: Tensor, shared: Tensor, rotary: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
         b1, s1, g1, b2, s2, g2 = (shared + self.modulation.to(shared.dtype))[:, None].unbind(2)
-        x = torch.addcmul(
-            x, g1, self.attention(torch.addcmul(b1, self.norm_1(x).to(b1.dtype), 1 + s1), rotary, bias)
-        )
-        return torch.addcmul(x, g2, self.mlp(torch.addcmul(b2, self.norm_2(x).to(b2.dtype), 1 + s2)))
+        if self.attention is not None:
+            inner = torch.addcmul(b1, self.norm_1(x).to(b1.dtype), 1 + s1)
+            x = torch.addcmul(x, g1, self.attention(inner, rotary, bias))
+        if self.mlp is not None:
+            x = torch.addcmul(x, g2, self.mlp(torch.addcmul(b2, self.norm_2(x).to(b2.dtype), 1 + s2)))
+        return x
 
 
 @final
@@ -97,9 +102,11 @@ class DiT(nn.Module):
         shape: The largest grid; learned positions exist for it, rotary ones extrapolate.
         width: Model width; a multiple of `heads`.
         depth: Number of blocks.
-        heads: Attention heads.
+        heads: Attention heads; each has `width / heads` channels.
         patch: Grid cells per token along each axis; 1 keeps every cell a token.
         positions: `"learned"` table per axis or `"rotary"`.
+        block_heads: Heads of each block, where they are not `heads`; a block with 0 has no attention.
+        block_hidden: Hidden units of each block's perceptron, where they are not `4 * width`; 0 for none.
         conditions: Declared conditions. Scalars, vectors and categories modulate, token sequences are attended to,
             fields are concatenated to the input.
     """
@@ -114,9 +121,16 @@ class DiT(nn.Module):
         heads: int = 4,
         patch: int = 1,
         positions: Literal["learned", "rotary"] = "learned",
+        block_heads: Sequence[int] | None = None,
+        block_hidden: Sequence[int] | None = None,
         conditions: Sequence[Condition] = (),
     ) -> None:
         super().__init__()
+        block_heads = [heads] * depth if block_heads is None else list(block_heads)
+        block_hidden = [4 * width] * depth if block_hidden is None else list(block_hidden)
+        for name, sizes in (("block_heads", block_heads), ("block_hidden", block_hidden)):
+            if len(sizes) != depth or min(sizes, default=0) < 0:
+                raise ConfigError(f"{name}: expected {depth} numbers of at least 0, one a block, got {sizes}")
         if width % heads or (width // heads) % 2:
             raise ConfigError(f"width must be heads times an even number, got width={width}, heads={heads}")
         if any(n % patch for n in shape):
@@ -129,6 +143,7 @@ class DiT(nn.Module):
                 f"width={width}, heads={heads}; use fewer heads"
             )
         self.channels, self.shape, self.patch = channels, tuple(shape), patch
+        self.head_width = width // heads
         self.condition = ConditionEmbedding(conditions, width)
         cells = patch ** len(self.shape)
         self.embed = nn.Linear((2 * channels + self.condition.field_channels) * cells, width)
@@ -138,7 +153,12 @@ class DiT(nn.Module):
         self.time = nn.Sequential(FourierFeatures(32, low=0.02, high=4.0), nn.Linear(65, width), nn.SiLU())
         self.time_out = nn.Linear(width, width)
         self.shared = nn.Linear(width, 6 * width)
-        self.blocks = nn.ModuleList([_Block(width, heads, 4.0) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [
+                _Block(width, own, width // heads, hidden)
+                for own, hidden in zip(block_heads, block_hidden, strict=True)
+            ]
+        )
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, channels * cells)
@@ -151,7 +171,9 @@ class DiT(nn.Module):
 
     def _initialise(self) -> None:
         for block in self.blocks:
-            for linear in (block.attention.qkv, block.attention.out, block.mlp[0], block.mlp[2]):
+            attention, mlp = block.attention, block.mlp
+            linears = [] if attention is None else [attention.qkv, attention.out]
+            for linear in linears + ([] if mlp is None else [mlp[0], mlp[2]]):
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.zeros_(linear.bias)
         # adaLN-Zero: every block starts as the identity and the network starts at zero.

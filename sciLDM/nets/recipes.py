@@ -43,6 +43,9 @@ class DiTNetwork(Network):
         heads: Attention heads.
         patch: Latent cells per token along each axis; 1 keeps every cell a token.
         positions: `learned` (a table per axis, up to the trained size) or `rotary` (extends to larger grids).
+        block_heads: Attention heads of each block, where they are not `heads` (which then says how wide a head is:
+            `width / heads`); 0 for a block without attention. `scildm prune` writes it.
+        block_hidden: Hidden units of each block's perceptron, where they are not `4 * width`; 0 for none.
     """
 
     width: int = 256
@@ -50,6 +53,8 @@ class DiTNetwork(Network):
     heads: int = 4
     patch: int = 1
     positions: Literal["learned", "rotary"] = "learned"
+    block_heads: tuple[int, ...] | None = None
+    block_hidden: tuple[int, ...] | None = None
 
     def build(self, channels: int, shape: Sequence[int], conditions: Sequence[Condition]) -> nn.Module:
         return DiT(
@@ -60,6 +65,8 @@ class DiTNetwork(Network):
             heads=self.heads,
             patch=self.patch,
             positions=self.positions,
+            block_heads=self.block_heads,
+            block_hidden=self.block_hidden,
             conditions=conditions,
         )
 

@@ -3,6 +3,9 @@ r"""Denoising score matching in x0 space: `w(lmbda) |x0_hat(x_t, t) - x|^2`, the
 One loss serves every parametrisation, because the weight is stated for the clean estimate (`sciLDM.weighting`).
 With self-conditioning (Chen et al. 2023, arXiv:2208.04202) a share of the batches first estimates `x` without help and
 then again with that estimate as input; no gradient flows through the first pass.
+
+With a teacher its estimate takes the place of `x` (knowledge distillation, Hinton et al. 2015, arXiv:1503.02531): the
+target is then a mean and no sample, so that gradients are far less noisy.
 """
 
 from collections.abc import Mapping
@@ -98,11 +101,16 @@ class DiffusionObjective:
         conditions: tuple[Condition, ...] = (),
         mask: Bool[Tensor, "batch *shape"] | None = None,
         progress: float = 1.0,
+        teacher: NetDenoiser | None = None,
     ) -> Float[Tensor, "batch"]:
-        """Weighted squared error of the clean estimate, averaged over cells and channels of each sample."""
+        """Weighted squared error of the clean estimate, averaged over cells and channels of each sample.
+
+        Args:
+            teacher: Its estimate is the target; None for the clean latent.
+        """
         t = self.times(draw.u, denoiser.schedule, progress)
         labels, scored = self.given(z, draw, cond=cond, conditions=conditions, mask=mask)
-        return self.at(denoiser, z, t, draw, cond=labels, mask=mask, scored=scored)
+        return self.at(denoiser, z, t, draw, cond=labels, mask=mask, scored=scored, teacher=teacher)
 
     def given(
         self,
@@ -143,11 +151,13 @@ class DiffusionObjective:
         cond: Cond | None = None,
         mask: Bool[Tensor, "batch *shape"] | None = None,
         scored: Bool[Tensor, "batch *shape"] | None = None,
+        teacher: NetDenoiser | None = None,
     ) -> Float[Tensor, "batch"]:
         """The loss at given times, conditions as they are: what validation uses, noise level by noise level.
 
         Args:
             scored: Cells that the loss is averaged over; those of `mask` when None.
+            teacher: Its estimate is the target; None for the clean latent.
         """
         alpha, sigma = denoiser.schedule(t)
         x_t = expand(alpha, z) * z + expand(sigma, z) * draw.eps
@@ -155,7 +165,11 @@ class DiffusionObjective:
         if draw.self_condition:
             with torch.no_grad():
                 previous = denoiser(x_t, t, cond, mask).detach()
-        error = (denoiser(x_t, t, cond, mask, previous) - z).square()
+        target = z
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher(x_t, t, cond, mask, previous)
+        error = (denoiser(x_t, t, cond, mask, previous) - target).square()
         scored = mask if scored is None else scored
         if scored is None:
             mean = error.flatten(1).mean(dim=1)

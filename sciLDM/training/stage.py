@@ -221,7 +221,9 @@ class Stage(LightningModule, ABC):
         optimisers: list[torch.optim.Optimizer] = [make_optimiser(self.network, self.settings)]
         if self.adversary is not None:
             plain = replace(self.settings, optimiser="adamw")
-            optimisers.append(make_optimiser(self.adversary, plain, learning_rate=self.adversary.learning_rate))
+            optimisers.append(
+                make_optimiser(self.adversary, plain, learning_rate=self.adversary.learning_rate)
+            )
         return optimisers
 
     def on_fit_start(self) -> None:

@@ -91,6 +91,7 @@ class DenoiserStage(Stage):
         denoiser: What is trained.
         objective: The training loss.
         conditions: Declared conditions, for label dropout.
+        teacher: Whose estimates are learned instead of the clean latents; stays as it is. Validation is the same.
     """
 
     def __init__(
@@ -98,11 +99,14 @@ class DenoiserStage(Stage):
         denoiser: NetDenoiser,
         objective: DiffusionObjective | None = None,
         conditions: Sequence[Condition] = (),
+        *,
+        teacher: NetDenoiser | None = None,
     ) -> None:
         super().__init__("denoiser", denoiser)
         self.objective = objective or DiffusionObjective()
         self.conditions = tuple(conditions)
         self._yardstick = DiffusionObjective(weighting=UniformV(), self_condition=0.0)
+        self._teacher = (teacher,)  # in a tuple: no part of what is trained, averaged and stored
 
     @property
     def denoiser(self) -> NetDenoiser:
@@ -114,8 +118,13 @@ class DenoiserStage(Stage):
         z, mask, cond = fields
         draw = self.objective.draw(z, len(self.conditions), generator)
         options = {"cond": cond, "conditions": self.conditions, "mask": mask, "progress": self.progress}
-        with self._precision():
-            return {"diffusion": self.objective(self.denoiser, z, draw, **options)}
+        teacher = self._teacher[0]
+        if teacher is None:
+            with self._precision(self.denoiser):
+                return {"diffusion": self.objective(self.denoiser, z, draw, **options)}
+        teacher.to(z.device)
+        with self._precision(self.denoiser), self._precision(teacher):
+            return {"distillation": self.objective(self.denoiser, z, draw, teacher=teacher, **options)}
 
     def scores(self, fields: Any, indices: np.ndarray) -> dict[str, Float[Tensor, "batch"]]:
         z, mask, cond = fields
@@ -144,15 +153,15 @@ class DenoiserStage(Stage):
         draw = Draw(
             u=u, eps=eps, drops=torch.ones(len(z), 1 + len(self.conditions)).to(z), self_condition=False
         )
-        with self._precision():
+        with self._precision(self.denoiser):
             return self._yardstick.at(self.denoiser, z, t, draw, cond=cond, mask=mask)
 
     @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def _precision(self, denoiser: NetDenoiser) -> Iterator[None]:
         # Training's arithmetic is set for the call alone: sampling later has its own.
-        before, self.denoiser.autocast_dtype = self.denoiser.autocast_dtype, None
-        self.denoiser.autocast_dtype = torch.bfloat16 if self.settings.precision == "bf16" else None
+        before = denoiser.autocast_dtype
+        denoiser.autocast_dtype = torch.bfloat16 if self.settings.precision == "bf16" else None
         try:
             yield
         finally:
-            self.denoiser.autocast_dtype = before
+            denoiser.autocast_dtype = before
