@@ -1,31 +1,33 @@
 """What each command takes."""
 
 import argparse
-import math
 from collections.abc import Callable
 
-__all__ = ["ADD", "COMMANDS", "add_model", "add_sampling", "not_negative", "positive"]
+from sciLDM.cli._arguments import add_model, add_place, not_negative, positive
+from sciLDM.cli._options_making import ADD_MAKING
+
+__all__ = ["ADD", "COMMANDS", "add_sampling"]
 
 COMMANDS = {
     "fit": "train a model from a configuration",
     "finetune": "adapt a model to some tens or hundreds of items of your own",
+    "distill": "train a student of a model that samples in a few steps",
+    "prune": "remove half of a model's denoiser (or another share), and train the rest to make up for it",
+    "quantise": "store a model's weights as 8-bit integers",
+    "export": "write the denoiser or the decoder for other programs (.pt2 or .onnx)",
     "sample": "draw samples from a model, with or without conditions",
+    "edit": "variants of a lead, as like it as asked",
+    "predict": "predict a measured quantity of new objects from a table of labelled ones, with intervals",
     "reconstruct": "rebuild fields from observations of them, with error bars",
     "forecast": "continue the last states of a file, as an ensemble",
     "evaluate": "score samples, each metric beside its floor; or test how well requests are met",
     "bench": "score samples under a published benchmark's protocol, beside the floor and published rows",
-    "distill": "train a student of a model that samples in a few steps",
     "report": "write one HTML file about a run",
     "doctor": "examine what sampler, steps, temperature and guidance do to the latents, and the state of a run",
-    "edit": "variants of a lead, as like it as asked",
-    "predict": "predict a measured quantity of new objects from a table of labelled ones, with intervals",
     "audit": "compare groups of patients, sites or scanners: accuracy, coverage, the worst group",
     "verify": "read the synthetic marks of a file, and look for a key's watermark",
     "domains": "list the domain adapters and whether they can be used",
     "models": "list the models that come with the package",
-    "prune": "remove half of a model's denoiser (or another share), and train the rest to make up for it",
-    "quantise": "store a model's weights as 8-bit integers",
-    "export": "write the denoiser or the decoder for other programs (.pt2 or .onnx)",
     "demo": "train, evaluate and report a small molecular model from start to end",
 }
 
@@ -48,38 +50,6 @@ def _fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--print-config", action="store_true", help="print the complete configuration and stop")
 
 
-def _finetune(p: argparse.ArgumentParser) -> None:
-    p.usage = "scildm finetune RUN --data FILE --output FOLDER [--lora-rank R | --full] [--max-steps N]"
-    p.epilog = (
-        "The more steps, the nearer samples come to the items, and the more of them repeat one.\n"
-        "An interrupted training is continued by the same command."
-    )
-    add_model(p)
-    p.add_argument("--data", metavar="FILE", required=True,
-        help="50 to 500 items (molecules: .csv, .tsv, .smi, .sdf; columns named as conditions are labels)")  # fmt: skip
-    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="where the new model goes")
-    kind = p.add_mutually_exclusive_group()
-    kind.add_argument("--lora-rank", type=positive, default=8, metavar="R",
-        help="rank of what is added to each matrix of the denoiser (default: 8)")  # fmt: skip
-    kind.add_argument("--full", action="store_true", help="train all weights of the denoiser instead")
-    p.add_argument("--max-steps", type=positive, metavar="N", help="steps of the denoiser (default: 100)")
-    p.add_argument("--learning-rate", type=float, metavar="R", help="default: 0.001, with --full 0.0001")
-    p.add_argument("--decoder-steps", type=_count, default=40, metavar="N",
-        help="steps of the decoder; 0 leaves it as it is (default: 40)")  # fmt: skip
-    p.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
-    p.add_argument("--bf16", action="store_true", help="train the denoiser in bfloat16")
-    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
-    p.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)"
-    )
-
-
-def add_model(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "run", metavar="RUN", help="run folder, model folder, or name of a shipped model (`scildm models`)"
-    )
-
-
 def add_sampling(
     p: argparse.ArgumentParser, *, steps: str = "the model's own", batch_size: int = 512
 ) -> None:
@@ -95,10 +65,7 @@ def add_sampling(
         "--batch-size", type=positive, default=batch_size, metavar="N",
         help=f"samples at once (default: {batch_size})",
     )  # fmt: skip
-    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
-    p.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)"
-    )
+    add_place(p)
     p.add_argument(
         "--bf16", action="store_true", help="run the denoising network in bfloat16: faster, nearly the same"
     )
@@ -219,46 +186,6 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", "-o", metavar="FOLDER", help="where results go (default: the run folder)")
 
 
-def _distill(p: argparse.ArgumentParser) -> None:
-    p.usage = "scildm distill RUN --output FOLDER [--method moments] [--steps 4] [--max-minutes M]"
-    p.epilog = (
-        "The student draws in a few denoiser calls, without guide, what its teacher draws in many with it. The same\n"
-        "command continues an interrupted training. `reconstruct` needs the teacher."
-    )
-    add_model(p)
-    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="where the student goes")
-    p.add_argument(
-        "--method", default="moments", metavar="NAME",
-        help="moments (moment matching) or consistency (default: moments)",
-    )  # fmt: skip
-    p.add_argument(
-        "--steps", type=positive, nargs="+", default=[4], metavar="N",
-        help="denoiser calls to train for; the largest is the student's default (default: 4)",
-    )  # fmt: skip
-    p.add_argument(
-        "--max-steps", type=positive, metavar="N", help="optimiser steps (default: the method's own)"
-    )
-    p.add_argument(
-        "--max-minutes", type=_positive_number, metavar="M", help="wall-clock limit (default: none)"
-    )
-    p.add_argument(
-        "--batch-size", type=positive, metavar="N", help="samples a step (default: the method's own)"
-    )
-    p.add_argument(
-        "--learning-rate", type=_positive_number, metavar="R", help="peak rate (default: the method's own)"
-    )
-    p.add_argument(
-        "--samples", type=positive, metavar="N",
-        help="distil on N samples of the model instead of the training data, which are used where they can be had",
-    )  # fmt: skip
-    p.add_argument("--seed", type=int, default=0, help="of batches and noise (default: 0)")
-    p.add_argument("--fp32", action="store_true", help="train in float32 instead of bfloat16")
-    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
-    p.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)"
-    )
-
-
 def _report(p: argparse.ArgumentParser) -> None:
     add_model(p)
     p.add_argument(
@@ -348,53 +275,6 @@ def _verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("--domain", default="medical", metavar="NAME", help="whose file (default: medical)")
 
 
-def _prune(p: argparse.ArgumentParser) -> None:
-    p.usage = "scildm prune RUN --output FOLDER [--keep 0.5] [--max-steps N]"
-    p.epilog = (
-        "The folder becomes a run: `scildm sample FOLDER`, `scildm evaluate FOLDER`. The data that the model was\n"
-        "trained on must be at hand. An interrupted call is continued by the same command."
-    )
-    add_model(p)
-    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="run folder of the smaller model")
-    p.add_argument(
-        "--keep", type=float, default=0.5, metavar="SHARE", help="of the denoiser's parameters (default: 0.5)"
-    )
-    p.add_argument(
-        "--samples", type=positive, default=4096, metavar="N",
-        help="training latents that heads and hidden units are scored on (default: 4096)",
-    )  # fmt: skip
-    p.add_argument(
-        "--max-steps", type=positive, default=2000, metavar="N", help="steps of recovery (default: 2000)"
-    )
-    p.add_argument("--max-minutes", type=float, metavar="M", help="or as long (default: no limit)")
-    p.add_argument(
-        "--batch-size", type=positive, metavar="N", help="samples a step (default: as it was trained)"
-    )
-    p.add_argument(
-        "--learning-rate", type=float, metavar="R", help="largest one (default: half of the denoiser's)"
-    )
-    p.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch decides)")
-
-
-def _quantise(p: argparse.ArgumentParser) -> None:
-    p.usage = "scildm quantise RUN --output FOLDER"
-    p.epilog = "They are read back as floating-point numbers: the file is smaller, sampling is not faster."
-    add_model(p)
-    p.add_argument("--output", "-o", metavar="FOLDER", required=True, help="model folder")
-
-
-def _export(p: argparse.ArgumentParser) -> None:
-    p.usage = "scildm export RUN --output FILE [--part denoiser|decoder]"
-    p.epilog = (
-        "FILE.pt2 is a program of torch.export, FILE.onnx an ONNX graph (`pip install sciLDM[onnx]`). Any batch size.\n"
-        "FILE.json (FILE with its ending) lists inputs and outputs. What was written is run and compared with the\n"
-        "model before it is kept."
-    )
-    add_model(p)
-    p.add_argument("--output", "-o", metavar="FILE", required=True, help="ends in .pt2 or .onnx")
-    p.add_argument("--part", choices=("denoiser", "decoder"), default="denoiser", help="(default: denoiser)")
-
-
 def _demo(p: argparse.ArgumentParser) -> None:
     p.epilog = "What is finished is skipped, so an interrupted demo is continued by the same command."
     p.add_argument(
@@ -415,13 +295,11 @@ def _nothing(p: argparse.ArgumentParser) -> None:
 
 ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "fit": _fit,
-    "finetune": _finetune,
     "sample": _sample,
     "reconstruct": _reconstruct,
     "forecast": _forecast,
     "evaluate": _evaluate,
     "bench": _bench,
-    "distill": _distill,
     "report": _report,
     "doctor": _doctor,
     "edit": _edit,
@@ -430,42 +308,6 @@ ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "verify": _verify,
     "domains": _nothing,
     "models": _nothing,
-    "prune": _prune,
-    "quantise": _quantise,
-    "export": _export,
     "demo": _demo,
+    **ADD_MAKING,
 }
-
-
-def positive(text: str) -> int:
-    try:
-        value = int(text.replace("_", ""))
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return value
-
-
-def _count(text: str) -> int:
-    try:
-        return 0 if text == "0" else positive(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}") from error
-
-
-def _positive_number(text: str) -> float:
-    value = not_negative(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-def not_negative(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
-    return value
