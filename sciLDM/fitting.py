@@ -42,6 +42,7 @@ from sciLDM.experiment import instantiate, read_config
 from sciLDM.gaussian_start import GaussianStart
 from sciLDM.guidance.posterior import MeasuredCovariance
 from sciLDM.model import LatentDiffusion, load
+from sciLDM.own_latents import encoding_batch
 from sciLDM.posterior.measure import measure_error
 from sciLDM.self_train import check_self_training, self_train
 from sciLDM.training import AutoencoderStage, DenoiserStage, SplitData, run_stage
@@ -51,7 +52,6 @@ from sciLDM.training.settings import StageSettings
 __all__ = ["fit", "measure_denoiser"]
 
 Say = Callable[[str], None]
-_BATCH = 1024
 _DESCRIBED = 20_000
 """Latents that the model's card describes, at most."""
 _FEWEST = 16
@@ -142,7 +142,7 @@ def _stage_one(model: LatentDiffusion, corpus: Corpus, run: Path, say: Say) -> d
         return _borrow(model, experiment.autoencoder_from, corpus, say)
     say("stage 1: autoencoder")
     if not (run / "autoencoder" / CHECKPOINT).exists():  # a checkpoint holds what was prepared
-        model.autoencoder.prepare(Batches(corpus, "train", _batch_size(model)))
+        model.autoencoder.prepare(Batches(corpus, "train", encoding_batch(model)))
     stage = AutoencoderStage(model.autoencoder)
     result = run_stage(
         stage,
@@ -154,7 +154,7 @@ def _stage_one(model: LatentDiffusion, corpus: Corpus, run: Path, say: Say) -> d
         resume=True,
     )
     stage.finished_network()
-    model.autoencoder.finish(Batches(corpus, "train", _batch_size(model)))
+    model.autoencoder.finish(Batches(corpus, "train", encoding_batch(model)))
     held_out = reconstruction(model, corpus, "test")
     return {
         "steps": result.steps,
@@ -191,13 +191,6 @@ def _shown(vocabulary: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-def _batch_size(model: LatentDiffusion) -> int:
-    """Samples at once outside training. Fields on grids are large: as many as a training step takes."""
-    if isinstance(model.codec, FieldCodec):
-        return min(_BATCH, model.experiment.autoencoder_stage.batch_size)
-    return _BATCH
-
-
 @torch.no_grad()
 def reconstruction(
     model: LatentDiffusion, corpus: Corpus, split: str, *, limit: int = 20_000
@@ -205,7 +198,7 @@ def reconstruction(
     """Scores of the noise-free round trip on a split, averaged over its first `limit` samples."""
     totals: dict[str, float] = {}
     count = min(corpus.sizes[split], limit)
-    for fields in Batches(corpus, split, _batch_size(model), limit=limit):
+    for fields in Batches(corpus, split, encoding_batch(model), limit=limit):
         z, mask = model.autoencoder.code(fields)
         for name, values in model.autoencoder.metrics(fields, model.autoencoder.decode(z, mask)).items():
             totals[name] = totals.get(name, 0.0) + float(values.sum())
@@ -232,9 +225,9 @@ def _gate(model: LatentDiffusion, scores: Mapping[str, float], ignore: bool, say
 def _measure_error(model: LatentDiffusion, corpus: Corpus, say: Say) -> None:
     """Variance of what the autoencoder loses, on held-out fields; needed by `reconstruct`."""
     if isinstance(model.codec, FieldCodec):
-        held_out = Batches(corpus, "validation", _batch_size(model), limit=_ERROR_FIELDS)
+        held_out = Batches(corpus, "validation", encoding_batch(model), limit=_ERROR_FIELDS)
         try:
-            known = Batches(corpus, "train", _batch_size(model), limit=_ERROR_FIELDS)
+            known = Batches(corpus, "train", encoding_batch(model), limit=_ERROR_FIELDS)
             model.autoencoder_error = measure_error(model.autoencoder, model.codec, held_out, training=known)
         except (DataError, ShapeMismatch) as problem:
             say(f"warning: {problem}; reconstructions will lack what the autoencoder loses")
@@ -246,7 +239,7 @@ def _latents(
 ) -> dict[str, NormalisedLatents]:
     """Latents of the training and validation splits, encoded once; fits the statistics on the way."""
     caches = cached_latents(
-        model.autoencoder, model.codec, corpus, run / "latents", batch_size=_batch_size(model), progress=progress,
+        model.autoencoder, model.codec, corpus, run / "latents", batch_size=encoding_batch(model), progress=progress,
         say=say,
     )  # fmt: skip
     found = {split: NormalisedLatents(cache, model.stats) for split, cache in caches.items()}

@@ -8,8 +8,8 @@ compress.export(smaller, "denoiser.onnx")
 """
 
 from sciLDM.compress.exporting import Exported, export
-from sciLDM.compress.latents import training_latents
 from sciLDM.compress.recovery import prune, recovery_settings
 from sciLDM.compress.storage import quantise
+from sciLDM.own_latents import training_latents
 
 __all__ = ["Exported", "export", "prune", "quantise", "recovery_settings", "training_latents"]

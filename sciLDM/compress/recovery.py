@@ -20,7 +20,6 @@ import torch
 import yaml
 
 from sciLDM.compress.importance import Latents, unit_importance
-from sciLDM.compress.latents import training_corpus, training_latents
 from sciLDM.compress.pruning import Kept, choose_units, count_parameters, pruned_recipe, pruned_weights
 from sciLDM.data.ensemble import model_hash
 from sciLDM.data.latents import NormalisedLatents
@@ -31,6 +30,7 @@ from sciLDM.experiment import read_config
 from sciLDM.fitting import measure_denoiser
 from sciLDM.model import LatentDiffusion, load
 from sciLDM.nets import DiT, DiTNetwork
+from sciLDM.own_latents import training_corpus, training_latents
 from sciLDM.training import DenoiserStage, StageSettings, run_stage
 
 __all__ = ["prune", "prune_units", "recovery_settings", "with_network"]

@@ -6,7 +6,7 @@ mean any more: reconstruction, likelihoods and guidance by observations need the
 
 from sciLDM.distill.consistency import ConsistencyStage
 from sciLDM.distill.distil import distil, student_of
-from sciLDM.distill.latents import data_latents, drawn_latents
+from sciLDM.distill.latents import drawn_latents
 from sciLDM.distill.methods import Consistency, Method, MomentMatching
 from sciLDM.distill.moments import MomentStage, StudentMoments
 from sciLDM.distill.stage import StudentStage
@@ -21,7 +21,6 @@ __all__ = [
     "StudentMoments",
     "StudentStage",
     "Teacher",
-    "data_latents",
     "distil",
     "drawn_latents",
     "student_of",

@@ -1,22 +1,18 @@
 """Latents to distil on: those of the training data, or where these are not at hand, samples of the model itself."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sciLDM.data.cards import cache_root
-from sciLDM.data.encode import cached_latents
-from sciLDM.data.latents import NormalisedLatents
-from sciLDM.domain import FieldCodec, Progress
+from sciLDM.domain import Progress
 from sciLDM.errors import DataError, SciLDMError
 from sciLDM.model import LatentDiffusion
+from sciLDM.own_latents import training_latents
 from sciLDM.rng import NoiseSource
 from sciLDM.training import LatentData, TrainingData
 
-__all__ = ["data_latents", "drawn_latents", "latents_for"]
+__all__ = ["drawn_latents", "latents_for"]
 
 _HELD_OUT = 10
 """One drawn latent in so many is held out."""
@@ -45,31 +41,14 @@ def latents_for(
     """
     if samples is None:
         try:
-            return data_latents(model, folder, progress=progress, say=say)
+            found = training_latents(model, folder, progress=progress, say=say)
+            return found["train"], found["validation"]
         except (SciLDMError, OSError) as error:
             say(
                 f"the training data are not at hand ({error}); {enough:,} samples of the model take their place"
             )
             samples = enough
     return drawn_latents(model, samples, seed=seed, progress=progress)
-
-
-def data_latents(
-    model: LatentDiffusion, folder: Path, *, progress: Progress, say: Callable[[str], None]
-) -> tuple[TrainingData, TrainingData]:
-    """Latents of the model's own training and validation splits, encoded once.
-
-    Raises:
-        SciLDMError: No data, or others than those the model was trained on.
-    """
-    corpus = model.experiment.domain.prepare(cache_root() / "features", progress)
-    if _plain(corpus.state) != _plain(model.state):
-        raise DataError("the data that its configuration names are not those the model was trained on")
-    size = model.experiment.autoencoder_stage.batch_size if isinstance(model.codec, FieldCodec) else 1024
-    caches = cached_latents(
-        model.autoencoder, model.codec, corpus, folder, batch_size=size, progress=progress, say=say
-    )
-    return tuple(NormalisedLatents(caches[split], model.stats) for split in ("train", "validation"))
 
 
 @torch.no_grad()
@@ -97,7 +76,3 @@ def drawn_latents(
         return LatentData(z[rows], None if mask is None else mask[rows], cond)
 
     return part(~held_out), part(held_out)
-
-
-def _plain(state: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(state, default=float))

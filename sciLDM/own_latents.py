@@ -10,9 +10,16 @@ from sciLDM.domain import Corpus, FieldCodec, Progress
 from sciLDM.errors import DataError
 from sciLDM.model import LatentDiffusion
 
-__all__ = ["training_corpus", "training_latents"]
+__all__ = ["encoding_batch", "training_corpus", "training_latents"]
 
 _BATCH = 1024
+
+
+def encoding_batch(model: LatentDiffusion) -> int:
+    """Samples at once outside training. Fields on grids are large: as many as a training step takes."""
+    if isinstance(model.codec, FieldCodec):
+        return min(_BATCH, model.experiment.autoencoder_stage.batch_size)
+    return _BATCH
 
 
 def training_corpus(model: LatentDiffusion, *, progress: Progress) -> Corpus:
@@ -57,9 +64,7 @@ def training_latents(
         DataError: See `training_corpus`.
     """
     corpus = corpus or training_corpus(model, progress=progress)
-    fields = isinstance(model.codec, FieldCodec)  # large: as many at once as a training step takes
-    step = min(_BATCH, model.experiment.autoencoder_stage.batch_size) if fields else _BATCH
     caches = cached_latents(
-        model.autoencoder, model.codec, corpus, folder, batch_size=step, progress=progress, say=say
-    )
+        model.autoencoder, model.codec, corpus, folder, batch_size=encoding_batch(model), progress=progress, say=say
+    )  # fmt: skip
     return {split: NormalisedLatents(cache, model.stats) for split, cache in caches.items()}
