@@ -27,8 +27,9 @@ __all__ = ["DiT"]
 
 @final
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int | None = None) -> None:
         super().__init__()
+        head_width = width // heads if head_width is None else head_width
         self.heads, self.head_width = heads, head_width
         self.qkv = nn.Linear(width, 3 * heads * head_width)
         self.out = nn.Linear(heads * head_width, width)
