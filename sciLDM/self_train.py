@@ -61,7 +61,7 @@ def self_train(
         Steps, seconds, scores on held-out latents, and the share of latents whose plain reading was changed before.
     """
     stage = DecoderStage(model.autoencoder, model.codec, model.stats, settings)
-    drawn = _drawn(model, settings, latents, stage_settings.seed, folder, progress, say)
+    drawn = _drawn(model, settings, stage_settings, latents, folder, progress, say)
     changed = float(drawn["changed"][~drawn["real"]].float().mean())
     say(f"self-training: constrained decoding changed {changed:.1%} of {settings.samples:,} samples")
     settled = {name: x for name, x in drawn.items() if name not in ("z", "mask")}
@@ -82,8 +82,8 @@ def self_train(
 def _drawn(
     model: LatentDiffusion,
     settings: SelfTraining,
+    stage_settings: StageSettings,
     latents: LatentCache,
-    seed: int,
     folder: Path,
     progress: Progress,
     say: Callable[[str], None],
@@ -95,14 +95,17 @@ def _drawn(
             return load_file(path)
         except SafetensorError as error:
             raise ArtefactError(f"{path} is damaged ({error}); remove {folder}") from error
+    seed = stage_settings.seed
     say(f"self-training: drawing {settings.samples:,} samples")
     noise, ids = NoiseSource(seed).fork("self-training"), range(settings.samples)
     request = model.codec.plan(settings.samples, {}, noise, ids)
     own = model.experiment.sampler
+    model.to(model.device, dtype=torch.bfloat16 if stage_settings.precision == "bf16" else None)
     z = model.sample_latents(
         request, ids, noise, sampler=own if settings.steps is None else own.with_steps(settings.steps),
         batch_size=_BATCH, progress=lambda done, total: progress("drawing samples", done, total),
     )  # fmt: skip
+    model.to(model.device)
     drawn = _settled(model, z.cpu(), request.mask) | {"real": torch.zeros(len(z), dtype=torch.bool)}
     if settings.replay:
         rows = latents.epoch(np.random.default_rng(seed))[: settings.samples]
