@@ -195,17 +195,7 @@ class LatentDiffusion:
             ShapeMismatch: Observation, operator and model are not for the same grid.
             DataError: Nothing observed, or infinite values.
         """
-        codec = self.codec
-        if "distilled" in self.card:
-            raise ConfigError(
-                "reconstruct: expected a denoiser that gives posterior means, got a few-step student, whose estimates "
-                "are samples; reconstruct with the model it was distilled from"
-            )
-        if not isinstance(codec, FieldCodec):
-            raise ConfigError(
-                f"reconstruct: expected a model of fields on a grid, got one of {self.experiment.domain.name} "
-                f"({type(codec).__name__} is no FieldCodec); use sample(cond=...) instead"
-            )
+        codec = _field_codec(self)
         task = codec.task(observed, operator, noise_std=noise_std, cond=cond)
         large = needs_tiles(codec, self.autoencoder, task.request)
         settings = Settings(
@@ -310,6 +300,20 @@ class LatentDiffusion:
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, got {steps}")
         return self.experiment.sampler.with_steps(steps)
+
+
+def _field_codec(model: LatentDiffusion) -> FieldCodec:
+    if "distilled" in model.card:
+        raise ConfigError(
+            "reconstruct: expected a denoiser that gives posterior means, got a few-step student, whose estimates are "
+            "samples; reconstruct with the model it was distilled from"
+        )
+    if not isinstance(model.codec, FieldCodec):
+        raise ConfigError(
+            f"reconstruct: expected a model of fields on a grid, got one of {model.experiment.domain.name} "
+            f"({type(model.codec).__name__} is no FieldCodec); use sample(cond=...) instead"
+        )
+    return model.codec
 
 
 def _check_counts(

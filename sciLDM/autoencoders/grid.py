@@ -109,11 +109,7 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         Raises:
             DataError: No data, values that are not finite, or static fields missing.
         """
-        wanted, asked = prod((self.latent_channels, *self.latent_shape)), self.settings.pca
-        modes = 0 if asked is None else wanted if asked == -1 else min(asked, wanted)
-        block = self.layout.factor if self.settings.block_pca else None
-        if block is not None:
-            modes = self.latent_channels
+        modes, block = _modes(self.settings, self.layout)
         moments: StreamingMoments | None = None
         for fields in batches:
             if moments is None:
@@ -327,3 +323,13 @@ def _cut(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _column(per_channel: Tensor, x: Tensor) -> Tensor:
     return per_channel.view(-1, *[1] * (x.ndim - 2))
+
+
+def _modes(settings: GridSettings, layout: GridLayout) -> tuple[int, tuple[int, ...] | None]:
+    """Principal components to gather, and the block that they are of, where they are local."""
+    if settings.block_pca:
+        return settings.channels, layout.factor
+    largest = prod((settings.channels, *layout.coarse(layout.shape)))
+    return (
+        0 if settings.pca is None else largest if settings.pca == -1 else min(settings.pca, largest)
+    ), None

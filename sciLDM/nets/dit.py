@@ -102,12 +102,11 @@ class DiT(nn.Module):
         channels: Latent channels, in and out.
         shape: The largest grid; learned positions exist for it, rotary ones extrapolate.
         width: Model width; a multiple of `heads`.
-        depth: Number of blocks.
+        depth: Number of blocks, each with `heads` and `4 * width` hidden units; or `(heads, hidden units)` of each, where
+            some were pruned (0 for no attention, or no perceptron).
         heads: Attention heads; each has `width / heads` channels.
         patch: Grid cells per token along each axis; 1 keeps every cell a token.
         positions: `"learned"` table per axis or `"rotary"`.
-        block_heads: Heads of each block, where they are not `heads`; a block with 0 has no attention.
-        block_hidden: Hidden units of each block's perceptron, where they are not `4 * width`; 0 for none.
         conditions: Declared conditions. Scalars, vectors and categories modulate, token sequences are attended to,
             fields are concatenated to the input.
     """
@@ -118,20 +117,13 @@ class DiT(nn.Module):
         shape: Sequence[int],
         *,
         width: int = 256,
-        depth: int = 6,
+        depth: int | Sequence[tuple[int, int]] = 6,
         heads: int = 4,
         patch: int = 1,
         positions: Literal["learned", "rotary"] = "learned",
-        block_heads: Sequence[int] | None = None,
-        block_hidden: Sequence[int] | None = None,
         conditions: Sequence[Condition] = (),
     ) -> None:
         super().__init__()
-        block_heads = [heads] * depth if block_heads is None else list(block_heads)
-        block_hidden = [4 * width] * depth if block_hidden is None else list(block_hidden)
-        for name, sizes in (("block_heads", block_heads), ("block_hidden", block_hidden)):
-            if len(sizes) != depth or min(sizes, default=0) < 0:
-                raise ConfigError(f"{name}: expected {depth} numbers of at least 0, one a block, got {sizes}")
         if width % heads or (width // heads) % 2:
             raise ConfigError(f"width must be heads times an even number, got width={width}, heads={heads}")
         if any(n % patch for n in shape):
@@ -154,12 +146,8 @@ class DiT(nn.Module):
         self.time = nn.Sequential(FourierFeatures(32, low=0.02, high=4.0), nn.Linear(65, width), nn.SiLU())
         self.time_out = nn.Linear(width, width)
         self.shared = nn.Linear(width, 6 * width)
-        self.blocks = nn.ModuleList(
-            [
-                _Block(width, own, width // heads, hidden)
-                for own, hidden in zip(block_heads, block_hidden, strict=True)
-            ]
-        )
+        sizes = [(heads, 4 * width)] * depth if isinstance(depth, int) else depth
+        self.blocks = nn.ModuleList([_Block(width, own, width // heads, hidden) for own, hidden in sizes])
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, channels * cells)

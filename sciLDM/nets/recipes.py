@@ -8,6 +8,7 @@ from typing import Literal, final
 from torch import nn
 
 from sciLDM.conditions import Condition
+from sciLDM.errors import ConfigError
 from sciLDM.nets.dit import DiT
 from sciLDM.nets.masked import Boundary
 from sciLDM.nets.unet import UNet
@@ -61,14 +62,23 @@ class DiTNetwork(Network):
             channels,
             shape,
             width=self.width,
-            depth=self.depth,
+            depth=self._blocks(),
             heads=self.heads,
             patch=self.patch,
             positions=self.positions,
-            block_heads=self.block_heads,
-            block_hidden=self.block_hidden,
             conditions=conditions,
         )
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Heads and hidden units of each block."""
+        heads = [self.heads] * self.depth if self.block_heads is None else list(self.block_heads)
+        hidden = [4 * self.width] * self.depth if self.block_hidden is None else list(self.block_hidden)
+        for name, sizes in (("block_heads", heads), ("block_hidden", hidden)):
+            if len(sizes) != self.depth or min(sizes, default=0) < 0:
+                raise ConfigError(
+                    f"{name}: expected {self.depth} numbers of at least 0, one a block, got {sizes}"
+                )
+        return list(zip(heads, hidden, strict=True))
 
 
 @final
