@@ -6,6 +6,7 @@ import torch
 from rdkit import Chem
 
 from sciLDM.autoencoders import NoiseBottleneck
+from sciLDM.domains.molecules import autoencoder
 from sciLDM.domains.molecules.autoencoder import (
     _MAX_PATH,
     GraphLogits,
@@ -211,3 +212,18 @@ def test_drugs_go_through_too() -> None:
 
 def test_upper_pairs() -> None:
     assert upper_pairs(torch.tensor([[True, True, False]])).nonzero().tolist() == [[0, 0, 1]]
+
+
+def test_attention_and_gelu_for_half_precision_are_those_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain products that bfloat16 takes on CPUs, in float32: apart from the two forms of GELU the same numbers."""
+    model = small(DRUGS.vocabulary, depth=2)
+    batch = DRUGS.graphs.to_batch(np.arange(len(DRUGS.smiles)))
+    with torch.no_grad():
+        fused = model.encode(batch).mean
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model.encode(batch).mean
+        monkeypatch.setattr(autoencoder, "_half_on_cpu", lambda x: True)
+        plain = model.encode(batch).mean
+    scale = float(fused.abs().max())
+    assert float((plain - fused).abs().max()) < 1e-3 * scale
+    assert float((half - fused).abs().max()) < 0.05 * scale
