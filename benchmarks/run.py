@@ -14,8 +14,18 @@ from pathlib import Path
 from _common import Row, machine, parser, print_rows, versions
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ["imports", "featurise", "sampling", "step"]
-PACKAGES = ("sciLDM", "torch", "diffusers", "monai", "rdkit", "numpy", "lightning", "torch-geometric")
+BENCHMARKS = ["imports", "featurise", "sampling", "throughput", "step"]
+PACKAGES = (
+    "sciLDM",
+    "torch",
+    "diffusers",
+    "monai",
+    "rdkit",
+    "numpy",
+    "lightning",
+    "torch-geometric",
+    "torch-molecule",
+)
 
 
 def run(script: str, arguments: list[str]) -> list[Row] | None:
@@ -32,15 +42,13 @@ def run(script: str, arguments: list[str]) -> list[Row] | None:
 def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--model", default="qm9-small", help="shipped model or run folder for sampling")
-    arguments.add_argument(
-        "--only", nargs="+", default=["imports", "featurise", "sampling", "step"], help="which to run"
-    )
+    arguments.add_argument("--only", nargs="+", default=BENCHMARKS, help="which to run")
     options = arguments.parse_args()
     shared = [f"--threads={options.threads}", f"--repeats={options.repeats}", f"--clock={options.clock}"]
     shared += ["--quick"] if options.quick else []
     host, rows, failed = machine(), [], []
     for name in options.only:
-        found = run(f"{name}.py", [*shared, *([options.model] if name == "sampling" else [])])
+        found = run(f"{name}.py", [*shared, *([options.model] if name in ("sampling", "throughput") else [])])
         rows += found or []
         failed += [] if found else [name]
     print_rows(rows)
