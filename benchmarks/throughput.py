@@ -174,7 +174,7 @@ def measure(model: LatentDiffusion, steps: int, *, count: int, repeats: int, clo
     smiles = qm9()["smiles"].sample(20_000, random_state=0).tolist()
     candidates = ours(model, count, steps) | char_rnn(smiles, count)
     try:
-        candidates |= torch_molecule(smiles, max(1, count // 4), steps)
+        candidates |= torch_molecule(smiles, count, steps)
     except ImportError as error:
         print(f"a peer is left out: {error}. Do `pip install -r benchmarks/requirements.txt`")
     for candidate in candidates.values():
@@ -197,7 +197,7 @@ def measure(model: LatentDiffusion, steps: int, *, count: int, repeats: int, clo
 def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("model", nargs="?", default="qm9-small", help="shipped model or run folder")
-    arguments.add_argument("--count", type=int, default=512, help="molecules of ours at once (default: 512)")
+    arguments.add_argument("--count", type=int, default=128, help="molecules at once, of each (default: 128)")
     arguments.add_argument(
         "--steps", type=int, nargs="+", default=[4, 20], help="denoiser calls (default: 4 20)"
     )

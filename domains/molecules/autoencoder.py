@@ -21,7 +21,6 @@ from torch_geometric.utils import to_dense_adj, to_dense_batch
 from sciLDM.autoencoders import Autoencoder, Bottleneck, Latent, NoiseBottleneck
 from sciLDM.domains.molecules.vocabulary import Vocabulary
 from sciLDM.errors import DataError
-from sciLDM.nets.ragged import join, split_by_length
 
 __all__ = ["DenseGraph", "GraphLogits", "MolecularGraphAE", "graph_loss", "upper_pairs"]
 
@@ -44,11 +43,6 @@ class DenseGraph:
     order: Int[Tensor, "b n n"]
     stereo: Int[Tensor, "b n n"]
     mask: Bool[Tensor, "b n"]
-
-    def part(self, of: Tensor, n: int) -> "DenseGraph":
-        """Some graphs, with room for `n` atoms."""
-        atoms = (x[of, :n] for x in (self.types, self.hydrogens, self.chirality, self.in_ring))
-        return DenseGraph(*atoms, self.order[of, :n, :n], self.stereo[of, :n, :n], self.mask[of, :n])
 
 
 @dataclass(frozen=True)
@@ -190,17 +184,6 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
 
     def encode(self, fields: Batch) -> Latent:
         graph = self.dense(fields)
-        groups = split_by_length(graph.mask, power=2)
-        if groups is None:
-            code = self._encode(graph)
-        else:
-            parts = [self._encode(graph.part(of, n)) for of, n in groups]
-            code = join(parts, groups, graph.mask.shape[1], (2,))
-        mean, log_std = code.chunk(2, dim=1)
-        return Latent(mean, log_std, graph.mask)
-
-    def _encode(self, graph: DenseGraph) -> Tensor:
-        """Mean and log standard deviation, one after the other."""
         positions = torch.arange(graph.mask.shape[1], device=graph.mask.device)
         h = (
             self.embed_type(graph.types)
@@ -217,23 +200,12 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
         bias = pair.permute(0, 3, 1, 2) + _padding_bias(graph.mask)
         for layer in self.encoder:
             h = layer(h, bias)
-        return self.to_latent(h).transpose(1, 2).float()
+        mean, log_std = self.to_latent(h).transpose(1, 2).float().chunk(2, dim=1)
+        return Latent(mean, log_std, graph.mask)
 
     def decode(self, z: Tensor, mask: Tensor | None) -> GraphLogits:
         if mask is None:
             mask = torch.ones(z.shape[0], z.shape[2], dtype=torch.bool, device=z.device)
-        groups = split_by_length(mask, power=2)
-        if groups is None:
-            return GraphLogits(*self._decode(z, mask), mask)
-        parts = [self._decode(z[of, :, :n], mask[of, :n]) for of, n in groups]
-        whole = [
-            join([part[k] for part in parts], groups, z.shape[2], axes)
-            for k, axes in enumerate(((1,), (1,), (1, 2), (1, 2)))
-        ]
-        return GraphLogits(*whole, mask)
-
-    def _decode(self, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits of types, chirality, order and stereo."""
         positions = torch.arange(z.shape[2], device=z.device)
         h = self.from_latent(z.transpose(1, 2)) + self.position_out(positions)
         bias = _padding_bias(mask)
@@ -245,7 +217,7 @@ class MolecularGraphAE(Autoencoder[Batch, GraphLogits]):
             self.pair_left(h)[:, :, None] * self.pair_right(h)[:, None] + first[:, :, None] + second[:, None]
         )
         atom, pair = self.atom_head(h).float(), self.pair_head(pair).float()
-        return atom[..., :-3], atom[..., -3:], pair[..., :_ORDERS], pair[..., _ORDERS:]
+        return GraphLogits(atom[..., :-3], atom[..., -3:], pair[..., :_ORDERS], pair[..., _ORDERS:], mask)
 
     def reconstruction_loss(self, fields: Batch, decoded: GraphLogits) -> dict[str, Float[Tensor, "batch"]]:
         graph = self.dense(fields)

@@ -19,7 +19,6 @@ from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.nets.conditioning import ConditionEmbedding, FourierFeatures
 from sciLDM.nets.norms import stacked_rms_norm
 from sciLDM.nets.positions import LearnedPositions, RotaryPositions, rotate
-from sciLDM.nets.ragged import join, split_by_length
 from sciLDM.types import Cond
 
 __all__ = ["DiT"]
@@ -102,8 +101,8 @@ class DiT(nn.Module):
         channels: Latent channels, in and out.
         shape: The largest grid; learned positions exist for it, rotary ones extrapolate.
         width: Model width; a multiple of `heads`.
-        depth: Number of blocks, each with `heads` and `4 * width` hidden units; or `(heads, hidden units)` of each, where
-            some were pruned (0 for no attention, or no perceptron).
+        depth: Number of blocks, each with `heads` and `4 * width` hidden units; or `(heads, hidden units)` of each,
+            where some were pruned (0 for no attention, or no perceptron).
         heads: Attention heads; each has `width / heads` channels.
         patch: Grid cells per token along each axis; 1 keeps every cell a token.
         positions: `"learned"` table per axis or `"rotary"`.
@@ -184,25 +183,6 @@ class DiT(nn.Module):
                 f"latent has shape {tuple(x.shape)}, this network expects [batch, {self.channels}, *{self.shape}]; "
                 "was it made by another autoencoder?"
             )
-        ragged = len(self.shape) == self.patch == 1 and not self.condition.field_channels
-        groups = split_by_length(mask) if ragged else None
-        if groups is None or mask is None:
-            return self._forward(x, noise_level, cond, mask, previous)
-        parts = [
-            self._forward(
-                x[of, :, :n],
-                noise_level[of],
-                None if cond is None else {name: label[of] for name, label in cond.items()},
-                mask[of, :n],
-                None if previous is None else previous[of, :, :n],
-            )
-            for of, n in groups
-        ]
-        return join(parts, groups, x.shape[2], (2,))
-
-    def _forward(
-        self, x: Tensor, noise_level: Tensor, cond: Cond | None, mask: Tensor | None, previous: Tensor | None
-    ) -> Tensor:
         grid = x.shape[2:]
         if any(n % self.patch for n in grid):
             raise ShapeMismatch(

@@ -214,27 +214,16 @@ def test_upper_pairs() -> None:
     assert upper_pairs(torch.tensor([[True, True, False]])).nonzero().tolist() == [[0, 0, 1]]
 
 
-def test_molecules_computed_in_groups_of_similar_length_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Codes, logits inside the mask and gradients, with and without the grouping that saves work on CPUs."""
-    model = small(DRUGS.vocabulary)
-    rows = np.concatenate([np.arange(len(DRUGS.smiles))] * 40)[:64]
-    batch = DRUGS.graphs.to_batch(rows)
-
-    def run() -> tuple[torch.Tensor, GraphLogits, torch.Tensor]:
-        model.zero_grad()
-        z, mask = model.code(batch)
-        decoded = model.decode(z, mask)
-        torch.stack([v.sum() for v in model.reconstruction_loss(batch, decoded).values()]).sum().backward()
-        return z, decoded, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-    assert autoencoder.split_by_length(model.dense(batch).mask, power=2) is not None
-    z, decoded, gradient = run()
-    monkeypatch.setattr(autoencoder, "split_by_length", lambda mask, power: None)
-    z_padded, padded, gradient_padded = run()
-    torch.testing.assert_close(z, z_padded, rtol=1e-5, atol=1e-5)
-    pairs = upper_pairs(padded.mask)
-    torch.testing.assert_close(decoded.order[pairs], padded.order[pairs], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(decoded.types[padded.mask], padded.types[padded.mask], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        gradient, gradient_padded, rtol=1e-3, atol=1e-4 * float(gradient_padded.abs().max())
-    )
+def test_attention_and_gelu_for_half_precision_are_those_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain products that bfloat16 takes on CPUs, in float32: apart from the two forms of GELU the same numbers."""
+    model = small(DRUGS.vocabulary, depth=2)
+    batch = DRUGS.graphs.to_batch(np.arange(len(DRUGS.smiles)))
+    with torch.no_grad():
+        fused = model.encode(batch).mean
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model.encode(batch).mean
+        monkeypatch.setattr(autoencoder, "_half_on_cpu", lambda x: True)
+        plain = model.encode(batch).mean
+    scale = float(fused.abs().max())
+    assert float((plain - fused).abs().max()) < 1e-3 * scale
+    assert float((half - fused).abs().max()) < 0.05 * scale
