@@ -91,5 +91,5 @@ def solver_of(start: LatentStart | None, error: MeasuredCovariance | None) -> Po
             return GaussNewtonSolver(covariance=covariance, tolerance=0.05, max_iterations=8, rank=16)
         return DenseGaussNewtonSolver(covariance)
     if error is not None and len(start.mean) > LARGEST_BY_CELLS:
-        return GaussNewtonSolver(covariance=error, tolerance=0.02, max_iterations=16, rank=16)
+        return GaussNewtonSolver(covariance=error, tolerance=0.02, max_iterations=16, rank=16, outline=True)
     return GaussNewtonSolver(covariance=StartGaussian(start), tolerance=0.05, max_iterations=8, rank=16)

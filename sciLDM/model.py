@@ -201,7 +201,7 @@ class LatentDiffusion:
         settings = Settings(
             samples,
             seed,
-            solver or (default_solver() if large else self.solver),
+            solver or (default_solver(self.denoiser_error) if large else self.solver),
             default_sampler(20 if steps is None else steps),
             batch_size,
             paired=paired,

@@ -155,11 +155,16 @@ class BlockPCA(LinearSkip):
             return (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3](x, kernel, -offset, stride=self.factor)
 
     def synthesise(self, z: Tensor) -> Tensor:
-        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[z.ndim - 3]
+        # Blocks do not overlap: one matrix product, several times as fast as a transposed convolution.
         with torch.autocast(z.device.type, enabled=False):
             kernel = self.basis * self._per_latent(self.basis.ndim - 1)
-            anomaly = transposed(z.to(kernel.dtype), kernel, stride=self.factor)
-            return anomaly + self.mean.repeat(1, *z.shape[2:])
+            blocks = z.to(kernel.dtype).flatten(2).mT @ kernel.flatten(1)
+            cells, block = tuple(z.shape[2:]), tuple(kernel.shape[1:])
+            apart = blocks.view(len(z), *cells, *block)
+            n = len(cells)
+            order = (0, n + 1, *(k for axis in range(n) for k in (1 + axis, n + 2 + axis)))
+            fine = [count * size for count, size in zip(cells, block[1:], strict=True)]
+            return apart.permute(order).reshape(len(z), block[0], *fine) + self.mean.repeat(1, *cells)
 
     def _per_latent(self, axes: int) -> Tensor:
         return self.scale.view(-1, *[1] * axes)

@@ -7,7 +7,7 @@ Solvers see these maps alone; what a grid is and which units it has is the codec
 """
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +18,16 @@ from sciLDM.domain import FieldCodec
 from sciLDM.errors import ShapeMismatch
 from sciLDM.guidance.posterior.problem import DataMap
 
-__all__ = ["LatentMap"]
+__all__ = ["HasOutline", "LatentMap"]
+
+
+@runtime_checkable
+class HasOutline(Protocol):
+    """An autoencoder whose decoder is a correction of something cheap."""
+
+    def outline(self, z: Tensor) -> Tensor:
+        """What the cheap part says; the decoder itself where there is none."""
+        ...
 
 
 @final
@@ -59,6 +68,15 @@ class LatentMap(DataMap):
 
     def decode(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *field"]:
         return self.units(self.decoded(z))
+
+    def outline(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *field"]:
+        """With the linear part of a grid autoencoder alone, where it has one."""
+        if not isinstance(self.autoencoder, HasOutline):
+            return self.decode(z)
+        code = self.stats.denormalise(z)
+        if self.mask is not None:
+            code = code * self.mask[:, None]
+        return self.units(self.autoencoder.outline(code))
 
     def encode(self, x: Float[Tensor, "batch *field"]) -> Float[Tensor, "batch *latent"]:
         code, mask = self.autoencoder.code(self.codec.from_units(x, self.context))

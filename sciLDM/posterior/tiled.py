@@ -37,6 +37,7 @@ from sciLDM.domain import Codec, Request, Task
 from sciLDM.errors import ConfigError
 from sciLDM.guidance.pieces import Box, Piece, piecewise
 from sciLDM.guidance.posterior.covariance import Isotropic
+from sciLDM.guidance.posterior.covariance_measured import MeasuredCovariance
 from sciLDM.guidance.posterior.gauss_newton import GaussNewtonSolver
 from sciLDM.guidance.posterior.solver import PosteriorSolver
 from sciLDM.guidance.tiled import Tiled, TileLayout
@@ -97,9 +98,15 @@ class Tiling:
             raise ConfigError(f"box: expected at least one cell, got {self.box}")
 
 
-def default_solver() -> PosteriorSolver:
-    """What pays for large fields: one call of the denoiser a step, a few derivatives of the decoder."""
-    return GaussNewtonSolver(covariance=Isotropic(), tolerance=0.05, max_iterations=4, rank=0)
+def default_solver(error: MeasuredCovariance | None = None) -> PosteriorSolver:
+    """What pays for large fields: one call of the denoiser a step, no derivatives of the decoder's network.
+
+    Args:
+        error: The denoiser's errors, where they were measured; read at the frequencies of the larger grid.
+    """
+    if error is None:
+        return GaussNewtonSolver(covariance=Isotropic(), tolerance=0.05, max_iterations=4, rank=0)
+    return GaussNewtonSolver(covariance=error, tolerance=0.02, max_iterations=12, rank=0, outline=True)
 
 
 def needs_tiles(codec: Codec, autoencoder: Autoencoder[Any, Any], request: Request) -> bool:
@@ -242,6 +249,10 @@ class TiledAutoencoder(Autoencoder[GridFields, Tensor]):
             for spans in self._boxes(coarse)
         ]
         return piecewise(z, pieces, (whole.data_channels, *shape))
+
+    def outline(self, z: Float[Tensor, "batch latent *coarse"]) -> Float[Tensor, "batch channel *shape"]:
+        """The linear part at once: it takes the memory of a few fields. Box by box where there is none."""
+        return self.decode(z) if self.whole.pca is None else self.whole.outline(z)
 
     def reconstruction_loss(self, fields: GridFields, decoded: Tensor) -> dict[str, Tensor]:
         return self.whole.reconstruction_loss(fields, decoded)

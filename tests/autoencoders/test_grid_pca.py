@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sciLDM.autoencoders.grid import GridFields
 from sciLDM.autoencoders.grid_moments import StreamingMoments, StreamingPCA, blocks_of
@@ -121,6 +122,20 @@ def test_blocks_are_rebuilt_as_well_as_their_components_allow() -> None:
     assert z.shape == (20, 5, 2, 4)
     assert error == pytest.approx(best_error(rows.numpy(), 5), rel=1e-6)
     assert skip.analyse(torch.randn(2, 1, 9, 13).double()).shape == (2, 5, 3, 5)
+
+
+@pytest.mark.parametrize("factor", [(3,), (2, 3), (4, 2, 3)])
+def test_blocks_are_put_back_where_a_transposed_convolution_puts_them(factor: tuple[int, ...]) -> None:
+    skip = BlockPCA(2, 5, factor, ["replicate"] * len(factor))
+    torch.manual_seed(0)
+    skip.basis.normal_()
+    skip.scale.uniform_(0.5, 2.0)
+    skip.mean.normal_()
+    z = torch.randn(3, 5, *range(2, 2 + len(factor)))
+    transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(factor) - 1]
+    scaled = skip.basis * skip.scale.view(-1, *[1] * (len(factor) + 1))
+    expected = transposed(z, scaled, stride=factor) + skip.mean.repeat(1, *z.shape[2:])
+    assert torch.allclose(skip.synthesise(z), expected, atol=1e-5)
 
 
 def test_blocks_with_gaps_are_left_out_while_whole_ones_are_to_be_had() -> None:

@@ -167,8 +167,9 @@ def test_boxes_give_the_numbers_and_derivatives_of_the_whole(shape: tuple[int, i
     z = whole.code(GridFields(values))[0].detach()
     assert torch.allclose(parts.code(GridFields(values, weight))[0], z, atol=1e-10)
     assert torch.allclose(parts.decode(z), whole.decode(z), atol=1e-10)
+    assert torch.allclose(parts.outline(z), whole.outline(z), atol=1e-10)
     v, u = torch.randn_like(z), torch.randn_like(whole.decode(z))
-    for got, wanted in ((parts.decode, whole.decode),):
+    for got, wanted in ((parts.decode, whole.decode), (parts.outline, whole.outline)):
         assert torch.allclose(torch.func.vjp(got, z)[1](u)[0], torch.func.vjp(wanted, z)[1](u)[0], atol=1e-10)
         assert torch.allclose(
             torch.func.jvp(got, (z,), (v,))[1], torch.func.jvp(wanted, (z,), (v,))[1], atol=1e-10

@@ -19,6 +19,19 @@ from tests.posterior.problems import (
 )
 
 
+class Bowed(DataMap):
+    """A linear decoder, its outline, to which a slight bend is added."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.outline(z) + 0.02 * torch.sin(2 * z)
+
+    def outline(self, z: Tensor) -> Tensor:
+        return 2 * z + 0.5 * z.roll(1, dims=-1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 class Clipped(DataMap):
     """A decoder that looks at its values, which cannot be traced."""
 
@@ -69,3 +82,28 @@ def test_attention_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append(guided.correct(flat(z_t, times(0.5, 1.0)), lambda v: 0.5 * v, times(0.5, 1.0)))
     assert results[0].dtype == F64
     assert torch.allclose(results[0], results[1], atol=1e-10)
+
+
+def test_derivatives_of_the_outline_meet_the_data_of_the_decoder() -> None:
+    """A step with the cheap Jacobian: the decoder's own data are met, and the answer is that of the exact one."""
+    denoiser, t, z_t = prior(24), times(0.5, 1.0), normal(2, 1, 24)
+    given = Problem(
+        Bowed(), Matrix(normal(9, 24, seed=4)), normal(2, 1, 9, seed=3), torch.full((2, 1, 9), 20.0).double()
+    )
+    answers = {
+        outline: GaussNewton(
+            denoiser,
+            given,
+            covariance=Isotropic(),
+            steps=steps,
+            tolerance=1e-8,
+            outline=outline,
+            max_iterations=50,
+        )(z_t, t)
+        for outline, steps in ((False, 3), (True, 3))
+    }
+    moved = (answers[False] - denoiser(z_t, t)).norm()
+    assert float((answers[True] - answers[False]).norm()) < 0.02 * float(
+        moved
+    )  # as far as the Jacobians differ
+    assert float(given.chi2(answers[True]).max()) < 0.05

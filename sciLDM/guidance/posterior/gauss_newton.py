@@ -61,6 +61,7 @@ class GaussNewton(PosteriorDenoiser):
         tolerance: Residual to stop at, see above.
         max_iterations: Most conjugate gradient iterations; each applies the covariance once.
         rank: Eigenpairs kept for the scaling, found once for each trajectory; 0 leaves it out.
+        outline: Take `J` from the cheap part of the decoder (`DataMap.outline`); residuals stay those of the decoder.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class GaussNewton(PosteriorDenoiser):
         tolerance: float = 1e-3,
         max_iterations: int = 16,
         rank: int = 64,
+        outline: bool = False,
     ) -> None:
         super().__init__(denoiser, problem)
         if steps < 1 or max_iterations < 1 or tolerance <= 0 or rank < 0:
@@ -82,6 +84,7 @@ class GaussNewton(PosteriorDenoiser):
             )
         self.covariance = covariance or Tweedie()
         self.steps, self.tolerance, self.max_iterations, self.rank = steps, tolerance, max_iterations, rank
+        self.outline = outline
         self._whitening: Whitening | None = None
         self._since = -torch.inf
 
@@ -116,9 +119,12 @@ class GaussNewton(PosteriorDenoiser):
     def _correction(self, prior: Tensor, z: Tensor, covariance: Apply, variance: Tensor) -> Tensor:
         """`V J^T (I + J V J^T)^-1 (w y - H(z) + J (z - prior))`, `J` taken at `z`."""
         counts, problem = self.evaluations, self.problem
-        predicted, pullback, *_ = torch.func.vjp(problem.whitened, z)
+        mapped = problem.outlined if self.outline else problem.whitened
+        predicted, pullback, *_ = torch.func.vjp(mapped, z)
+        if self.outline:
+            predicted = problem.whitened(z)
         counts.decoder += 1
-        forward = forward_derivative(problem, z)
+        forward = forward_derivative(mapped, z, traced=self.outline or z.numel() >= TRACED)
 
         def push(v: Tensor) -> Tensor:
             counts.decoder_derivatives += 1
@@ -151,18 +157,18 @@ class GaussNewton(PosteriorDenoiser):
         return lambda u: whitening(u, variance)
 
 
-def forward_derivative(problem: Problem, z: Tensor) -> Apply:
-    """`v -> J v` at `z`."""
-    if z.numel() >= TRACED:
+def forward_derivative(mapped: Apply, z: Tensor, *, traced: bool) -> Apply:
+    """`v -> J v` of a map at `z`; traced where that can be done and pays."""
+    if traced:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings(
                     "ignore", message="Attempted to insert a get_attr", category=UserWarning
                 )
-                return torch.func.linearize(problem.whitened, z)[1]
+                return torch.func.linearize(mapped, z)[1]
         except (RuntimeError, TypeError):  # an operator or decoder that looks at values cannot be traced
             pass
-    return lambda v: torch.func.jvp(problem.whitened, (z,), (v,))[1]
+    return lambda v: torch.func.jvp(mapped, (z,), (v,))[1]
 
 
 @final
@@ -175,6 +181,7 @@ class GaussNewtonSolver(PosteriorSolver):
     tolerance: float = 1e-3
     max_iterations: int = 16
     rank: int = 64
+    outline: bool = False
 
     def guide(self, denoiser: Denoiser, problem: Problem) -> GaussNewton:
         return GaussNewton(
@@ -185,4 +192,5 @@ class GaussNewtonSolver(PosteriorSolver):
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
             rank=self.rank,
+            outline=self.outline,
         )

@@ -33,6 +33,10 @@ class DataMap(nn.Module, ABC):
     def encode(self, x: Float[Tensor, "batch *field"]) -> Float[Tensor, "batch *latent"]:
         """The normalised latent of a field in the data's units."""
 
+    def outline(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *field"]:
+        """A cheap map whose derivative is close to the decoder's; the decoder itself where there is none."""
+        return self.decode(z)
+
 
 @final
 class IdentityMap(DataMap):
@@ -111,6 +115,10 @@ class Problem:
     def whitened(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *observation"]:
         """`H(z) = Q w A(decode(z))`, with unit noise."""
         return self._decorrelated(self.weights * self.operator(self.data.decode(z)))
+
+    def outlined(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *observation"]:
+        """The same through `DataMap.outline`: its derivative costs little."""
+        return self._decorrelated(self.weights * self.operator(self.data.outline(z)))
 
     @property
     def target(self) -> Float[Tensor, "batch *observation"]:
