@@ -146,10 +146,7 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
     def decode(
         self, z: Float[Tensor, "batch latent *coarse"], mask: Bool[Tensor, "batch *coarse"] | None = None
     ) -> Float[Tensor, "batch channel *shape"]:
-        coarse = tuple(z.shape[2:])
-        if coarse == self.latent_shape or len(coarse) != len(self.latent_shape):
-            return self.decode_to(z, self.layout.shape)
-        return self.decode_to(z, [n * f for n, f in zip(coarse, self.layout.factor, strict=True)])
+        return self.decode_to(z, _fine(z, self.layout))
 
     def decode_to(
         self, z: Float[Tensor, "batch latent *coarse"], shape: Sequence[int]
@@ -171,9 +168,7 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         """
         if self.pca is None:
             return self.decode(z)
-        coarse = tuple(z.shape[2:])
-        fine = [n * f for n, f in zip(coarse, self.layout.factor, strict=True)]
-        shape = self.layout.shape if coarse == self.latent_shape else fine
+        shape = _fine(z, self.layout)
         self.check_latents(z, shape)
         guess = self.first_guess(z)
         assert guess is not None
@@ -183,18 +178,7 @@ class GridAutoencoder(Autoencoder[GridFields, Tensor]):
         self, fields: GridFields, decoded: Float[Tensor, "batch channel *shape"]
     ) -> dict[str, Float[Tensor, "batch"]]:
         truth, rebuilt, known = self._compared(fields, decoded)
-        error, terms, settings = rebuilt - truth, {}, self.settings
-        if settings.l1:
-            terms["l1"] = settings.l1 * weighted_mean(error.abs(), fields.weight)
-        if settings.mse:
-            terms["mse"] = settings.mse * weighted_mean(error.square(), fields.weight)
-        if settings.gradient:
-            terms["gradient"] = settings.gradient * gradient_error(error, fields.weight)
-        if settings.spectral:
-            there = torch.ones_like(truth) if known is None else known.to(truth)
-            spectra = log_spectrum_error(truth * there, rebuilt * there, self.layout.edges)
-            terms["spectral"] = settings.spectral * spectra
-        return terms
+        return _loss_terms(truth, rebuilt, known, fields.weight, self.settings, self.layout)
 
     def metrics(self, fields: GridFields, decoded: Float[Tensor, "batch channel *shape"]) -> dict[str, Any]:
         """`mse` and `psnr` in the data's units; `explained`: 1 - square error in units of the training variance."""
@@ -348,3 +332,33 @@ def _modes(settings: GridSettings, layout: GridLayout) -> tuple[int, tuple[int, 
     return (
         0 if settings.pca is None else largest if settings.pca == -1 else min(settings.pca, largest)
     ), None
+
+
+def _fine(z: Tensor, layout: GridLayout) -> Sequence[int]:
+    """Size of the fields that latents stand for: the data's own, or whole blocks on another grid."""
+    coarse, own = tuple(z.shape[2:]), layout.coarse(layout.shape)
+    if coarse == own or len(coarse) != len(own):
+        return layout.shape
+    return [n * f for n, f in zip(coarse, layout.factor, strict=True)]
+
+
+def _loss_terms(
+    truth: Tensor,
+    rebuilt: Tensor,
+    known: Tensor | None,
+    weight: Tensor | None,
+    settings: GridSettings,
+    layout: GridLayout,
+) -> dict[str, Tensor]:
+    error, terms = rebuilt - truth, {}
+    if settings.l1:
+        terms["l1"] = settings.l1 * weighted_mean(error.abs(), weight)
+    if settings.mse:
+        terms["mse"] = settings.mse * weighted_mean(error.square(), weight)
+    if settings.gradient:
+        terms["gradient"] = settings.gradient * gradient_error(error, weight)
+    if settings.spectral:
+        there = torch.ones_like(truth) if known is None else known.to(truth)
+        spectra = log_spectrum_error(truth * there, rebuilt * there, layout.edges)
+        terms["spectral"] = settings.spectral * spectra
+    return terms
