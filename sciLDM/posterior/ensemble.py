@@ -8,19 +8,10 @@ in the data, and then the data step:
 which has the mean `D(z_k) + K (y - A D(z_k))` and the covariance `(I - K A) C`: exactly `p(x | z_k, y)` for a linear
 operator (as in randomise-then-optimise and the ensemble Kalman filter; Bardsley et al. 2014, doi:10.1137/140964023).
 The mean is better estimated without these errors, so both sets are returned.
-
-A latent that is a sample of the posterior misses the data as much as the truth's own latent would,
-
-    E (y - A D(z_k))^2 = diag(R + A C A^T),
-
-since the two cannot be told apart given `y`. A solver that stopped early, or a prior that bent, misses them by more,
-and a correction that knows of `C` alone then leaves a part of it. So where the misfit is larger than four standard
-errors of a chi-square allow, `C` is raised by the factor that accounts for the rest: what the solver left counts as an
-error of the field like the autoencoder's, is put back by the data step and shows in the spread.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -32,12 +23,7 @@ from sciLDM.posterior.consistency import PROBES, Corrected, Correction, correct,
 from sciLDM.posterior.error_model import ErrorCovariance
 from sciLDM.rng import NoiseSource
 
-__all__ = ["Ensemble", "data_chi2", "perturb_and_correct", "unexplained"]
-
-_ALLOWED = 4.0
-"""Standard errors of the misfit that are left to chance."""
-_LEAST = 1e-6
-"""Of the noise's variance: a smaller loss is none."""
+__all__ = ["Ensemble", "data_chi2", "perturb_and_correct"]
 
 
 @final
@@ -78,41 +64,13 @@ def perturb_and_correct(
         settings: How the data step is solved.
     """
     place = {"device": x.device, "dtype": x.dtype}
-    variance = observed_variance(operator, x, covariance, probes=PROBES)
-    factor = unexplained(weights * (values - operator(x)), weights, variance)
-    covariance = replace(covariance, std=covariance.std * _column(factor.sqrt(), x))
-    variance = variance * _column(factor, values)
     e = covariance.draw(noise.normal(ids, tuple(x.shape[1:]), stream="autoencoder error", **place))
     eps = noise.normal(ids, tuple(values.shape[1:]), stream="observation error", **place)
     std = torch.where(weights > 0, 1 / weights.clamp(min=torch.finfo(weights.dtype).tiny), 0.0)
-    options = {"settings": settings, "variance": variance}
+    options = {"settings": settings, "variance": observed_variance(operator, x, covariance, probes=PROBES)}
     plain = correct(x, operator, values, weights, covariance, **options)
     perturbed = correct(x + e, operator, values + std * eps, weights, covariance, **options)
     return Ensemble(plain, perturbed)
-
-
-def unexplained(
-    misfit: Float[Tensor, "batch *observation"],
-    weights: Float[Tensor, "batch *observation"],
-    variance: Float[Tensor, "batch *observation"],
-) -> Float[Tensor, "batch"]:
-    """The factor of `C`, at least 1, with which the misfit is as large as expected.
-
-    Args:
-        misfit: `(y - A x) / std`, 0 where missing.
-        weights: `1 / std`, 0 where missing.
-        variance: `diag(A C A^T)`.
-    """
-    lost = (weights.square() * variance).flatten(1).sum(dim=1)
-    count = (weights > 0).flatten(1).sum(dim=1).clamp(min=1).to(lost)
-    expected = (count + lost) * (1 + _ALLOWED * (2 / count).sqrt())
-    excess = (misfit.flatten(1).square().sum(dim=1) - expected).clamp(min=0)
-    # An autoencoder that loses nothing of what was observed has nothing to raise.
-    return torch.where(lost > _LEAST * count, 1 + excess / lost.clamp(min=_LEAST), 1.0)
-
-
-def _column(row: Tensor, like: Tensor) -> Tensor:
-    return row.view(-1, *[1] * (like.ndim - 1))
 
 
 def data_chi2(

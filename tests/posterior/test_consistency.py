@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from sciLDM.errors import ConfigError
-from sciLDM.operators import Identity, Operator
+from sciLDM.operators import Operator
 from sciLDM.posterior.consistency import Correction, correct, observed_variance
-from sciLDM.posterior.ensemble import data_chi2, perturb_and_correct, unexplained
+from sciLDM.posterior.ensemble import data_chi2, perturb_and_correct
 from sciLDM.posterior.error_model import ErrorCovariance
 from sciLDM.rng import NoiseSource
 from tests.posterior.linear import FIELD, POINTS, MatrixOperator, picking
@@ -151,39 +151,6 @@ def test_chi_square_is_one_whatever_the_size_of_error_and_noise() -> None:
         )
         if size == 1.0:  # the point estimate follows the data more closely than that
             assert float(data_chi2(made.plain.x, DENSE, values, weights).mean()) < 0.2
-
-
-def test_a_misfit_beyond_noise_and_error_widens_the_error_until_it_is_explained() -> None:
-    """A solver that stopped early leaves three times the autoencoder's variance; without that being seen, chi-square
-    would be far above 1 and the spread too small."""
-    cases, noise, own = 64, 0.1, 0.1
-    place = (1, 20, 20)
-    operator = Identity(place)
-    x = NOISE.normal(range(cases), place, stream="centre")
-    truth = x + 2.0 * own * NOISE.normal(range(cases), place, stream="truth")
-    values = truth + noise * NOISE.normal(range(cases), place, stream="data")
-    weights = torch.full_like(values, 1 / noise)
-    covariance = ErrorCovariance(torch.full_like(x, own))
-    variance = observed_variance(operator, x, covariance)
-    factor = unexplained(weights * (values - operator(x)), weights, variance)
-    slack = 4 * (2 / 400) ** 0.5 * 2  # what is left to chance, of the two expected variances
-    assert float(factor.mean()) == pytest.approx(4.0 - slack, abs=0.1)
-    made = perturb_and_correct(
-        x, operator, values, weights, covariance, noise=NOISE, ids=range(cases), settings=EXACT
-    )
-    assert float(data_chi2(made.perturbed.x, operator, values, weights).mean()) == pytest.approx(
-        1.0, abs=0.12
-    )
-    before = correct(x, operator, values, weights, covariance, settings=EXACT).x
-    assert float((made.plain.x - truth).square().mean()) < 0.85 * float((before - truth).square().mean())
-
-
-def test_a_misfit_that_is_explained_changes_nothing() -> None:
-    weights = torch.full((3, 50), 2.0)
-    variance = torch.full((3, 50), 0.25)
-    misfit = NOISE.normal(range(3), (50,), stream="misfit") * 2**0.5
-    assert torch.equal(unexplained(misfit, weights, variance), torch.ones(3))
-    assert torch.equal(unexplained(100 * misfit, weights, torch.zeros_like(variance)), torch.ones(3))
 
 
 def test_settings_out_of_range() -> None:
