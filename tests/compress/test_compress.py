@@ -174,7 +174,11 @@ def test_a_program_computes_what_the_model_does(model: LatentDiffusion, tmp_path
         assert torch.allclose(program(x, mask)[about["outputs"].index("types")], logits.types, atol=1e-5)
         return
     t = torch.full((4,), 0.6)
-    nothing = [torch.full((4,), torch.nan) for name in about["inputs"] if name.startswith("label_")]
+    nothing = [
+        torch.full((4,), -1) if told["dtype"].startswith("int") else torch.full((4,), torch.nan)
+        for name, told in about["inputs"].items()
+        if name.startswith("label_")
+    ]
     assert about["inputs"]["label_logP"] == {"shape": ["batch"], "dtype": "float32"}
     with torch.no_grad():
         plain = model.denoiser(x, t)  # no labels, no estimate, no mask
