@@ -55,11 +55,17 @@ class Condition(ABC):
 @final
 @dataclass(frozen=True)
 class Scalar(Condition):
-    """A number in the user's units; the network sees `(value - mean) / std`. Labels: `[batch]`."""
+    """A number in the user's units; the network sees `(value - mean) / std`. Labels: `[batch]`.
+
+    Attributes:
+        counts: Above 0, it counts something: each of 0, 1, ..., `counts` has a learned vector, read linearly in between,
+            and what lies outside reads as the nearest. It takes a twentieth of the weights.
+    """
 
     dropout: float = 0.15
     mean: float = 0.0
     std: float = 1.0
+    counts: int = 0
 
     @property
     def trailing(self) -> int:

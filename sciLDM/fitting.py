@@ -42,6 +42,7 @@ from sciLDM.experiment import instantiate, read_config
 from sciLDM.gaussian_start import GaussianStart
 from sciLDM.guidance.posterior import MeasuredCovariance
 from sciLDM.model import LatentDiffusion, load
+from sciLDM.nets.conditioning import label_key
 from sciLDM.own_latents import encoding_batch
 from sciLDM.posterior.measure import measure_error
 from sciLDM.self_train import check_self_training, self_train
@@ -281,13 +282,19 @@ def _stage_two(
 def _start_from(model: LatentDiffusion, source: str, say: Say) -> None:
     other = load(find_artefact(source))
     ours, theirs = model.denoiser.state_dict(), other.denoiser.state_dict()
-    if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
+    added = {c.name for c in model.codec.conditions} - {c.name for c in other.codec.conditions}
+    # A new condition's null vector is zero: as long as nothing is asked of it, the network is the one it starts from.
+    new = tuple(f"net.condition.labels.{label_key(name)}." for name in added)
+    if {k: v.shape for k, v in ours.items() if not k.startswith(new)} != {
+        k: v.shape for k, v in theirs.items()
+    }:
         raise ConfigError(
             f"denoiser_from={source}: it is another network than the one configured; copy its `network` options and "
-            "conditions, or leave it out"
+            "conditions (more may be added), or leave it out"
         )
-    model.denoiser.load_state_dict(theirs)
-    say(f"stage 2: denoiser starts from {source}")
+    model.denoiser.load_state_dict({**ours, **theirs})
+    learnt = f", {', '.join(sorted(added))} to be learnt" if added else ""
+    say(f"stage 2: denoiser starts from {source}{learnt}")
 
 
 def _train(

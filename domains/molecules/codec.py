@@ -69,6 +69,7 @@ class Property:
         mean: Mean over the training split, in the property's own units.
         std: Standard deviation likewise.
         quantiles: 0, 5, 25, 50, 75, 95 and 100 % of the training split.
+        counts: The largest value of a property that counts something; 0 for other properties.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Property:
     mean: float
     std: float
     quantiles: Sequence[float]
+    counts: int = 0
 
 
 @final
@@ -99,7 +101,8 @@ class MoleculeCodec(Codec):
         self.settings = AutoencoderSettings(**state["autoencoder"])
         self.shape = (self.vocabulary.max_atoms,)
         scalars: list[Condition] = [
-            Scalar(p.name, dropout=state["dropout"], mean=p.mean, std=p.std) for p in self.properties
+            Scalar(p.name, dropout=state["dropout"], mean=p.mean, std=p.std, counts=p.counts)
+            for p in self.properties
         ]
         self.conditions = (Category(ATOMS, dropout=0.0, classes=self.vocabulary.max_atoms + 1), *scalars)
         self.measurable = frozenset(p.name for p in self.properties if p.descriptor)

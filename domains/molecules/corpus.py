@@ -28,6 +28,8 @@ KNOWN_SOURCES = ("qm9", "moses", "zinc250k")
 """Data sets that `data:` may name instead of a file."""
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+_MOST_COUNTED = 32
+"""Whole numbers up to this one are counts."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +256,14 @@ def _property(name: str, values: np.ndarray, descriptor: bool) -> Property:
         raise DataError(
             f"column {name!r} is constant ({known[0]:g}): nothing to learn; leave it out of `conditions`"
         )
+    whole = bool((known == known.round()).all()) and 0 <= known.min() and known.max() <= _MOST_COUNTED
     return Property(
-        name, descriptor, float(known.mean()), std, [float(q) for q in np.quantile(known, _QUANTILES)]
+        name,
+        descriptor,
+        float(known.mean()),
+        std,
+        [float(q) for q in np.quantile(known, _QUANTILES)],
+        counts=int(known.max()) if whole else 0,
     )
 
 

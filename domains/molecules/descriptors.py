@@ -106,13 +106,27 @@ def _synthetic_accessibility(molecule: Chem.Mol) -> float:
     return _sa_module().calculateScore(molecule)
 
 
+@functools.lru_cache(maxsize=1)
+def _qed_properties(molecule: Chem.Mol) -> Any:
+    """What QED is made of; kept for the molecule that was asked for last, since the alerts take nearly all the time."""
+    return QED.properties(molecule)
+
+
+def _qed(molecule: Chem.Mol) -> float:
+    return QED.qed(molecule, qedProperties=_qed_properties(molecule))
+
+
+def _alerts(molecule: Chem.Mol) -> float:
+    return float(_qed_properties(molecule).ALERTS)
+
+
 DESCRIPTORS: dict[str, Descriptor] = {
     "logP": Descriptor(
         "1",
         "octanol-water partition coefficient, Wildman and Crippen 1999, doi:10.1021/ci990307l",
         Crippen.MolLogP,
     ),
-    "QED": Descriptor("1", "drug-likeness in [0, 1], Bickerton et al. 2012, doi:10.1038/nchem.1243", QED.qed),
+    "QED": Descriptor("1", "drug-likeness in [0, 1], Bickerton et al. 2012, doi:10.1038/nchem.1243", _qed),
     "TPSA": Descriptor(
         "angstrom^2",
         "topological polar surface area, Ertl et al. 2000, doi:10.1021/jm000942e",
@@ -124,6 +138,9 @@ DESCRIPTORS: dict[str, Descriptor] = {
         _synthetic_accessibility,
     ),
     "MW": Descriptor("g/mol", "average molecular weight", Descriptors.MolWt),
+    "alerts": Descriptor(
+        "1", "structural alerts, as QED counts them, Bickerton et al. 2012, doi:10.1038/nchem.1243", _alerts
+    ),
     "rings": Descriptor("1", "rings in the smallest set of smallest rings", rdMolDescriptors.CalcNumRings),
     "HBD": Descriptor("1", "hydrogen-bond donors", rdMolDescriptors.CalcNumHBD),
     "HBA": Descriptor("1", "hydrogen-bond acceptors", rdMolDescriptors.CalcNumHBA),

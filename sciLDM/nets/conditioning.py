@@ -13,7 +13,7 @@ from sciLDM.conditions import Category, Condition, FieldMap, Scalar, Tokens, Vec
 from sciLDM.errors import ConfigError, ShapeMismatch
 from sciLDM.types import Cond
 
-__all__ = ["ConditionEmbedding", "Embedded", "FourierFeatures"]
+__all__ = ["ConditionEmbedding", "Embedded", "FourierFeatures", "label_key"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,22 @@ class FourierFeatures(nn.Module):
 
 
 @final
+class _CountEmbedding(nn.Module):
+    """A learned vector for each of 0, 1, ..., `most`; linear in between."""
+
+    def __init__(self, most: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(0.02 * torch.randn(most + 1, width))
+
+    def forward(self, value: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
+        value = value.clamp(0, self.table.shape[0] - 1)
+        below = value.floor()
+        share = (value - below)[..., None].to(self.table)
+        low, high = (self.table[k.long()] for k in (below, value.ceil()))
+        return low + share * (high - low)
+
+
+@final
 class _LabelEmbedding(nn.Module):
     """One entry's labels to vectors, with a learned vector for "missing"."""
 
@@ -50,7 +66,9 @@ class _LabelEmbedding(nn.Module):
         super().__init__()
         self.condition = condition
         self.null = nn.Parameter(torch.zeros(width))
-        if isinstance(condition, Scalar):
+        if isinstance(condition, Scalar) and condition.counts:
+            self.embed = _CountEmbedding(condition.counts, width)
+        elif isinstance(condition, Scalar):
             self.fourier = FourierFeatures(16)
             self.embed = nn.Sequential(nn.Linear(33, width), nn.SiLU(), nn.Linear(width, width))
         elif isinstance(condition, Category):
@@ -65,6 +83,9 @@ class _LabelEmbedding(nn.Module):
         if isinstance(condition, Category):
             present = label >= 0
             vector = self.embed(torch.where(present, label, torch.zeros_like(label)).long())
+        elif isinstance(condition, Scalar) and condition.counts:
+            present = label.isfinite()
+            vector = self.embed(label.float().nan_to_num(0.0, 0.0, 0.0))
         elif isinstance(condition, Scalar):
             value = (label.float() - condition.mean) / condition.std
             present = value.isfinite()
@@ -89,7 +110,11 @@ class ConditionEmbedding(nn.Module):
         self.conditions = tuple(conditions)
         self.width = width
         self.labels = nn.ModuleDict(
-            {_key(c.name): _LabelEmbedding(c, width) for c in self.conditions if not isinstance(c, FieldMap)}
+            {
+                label_key(c.name): _LabelEmbedding(c, width)
+                for c in self.conditions
+                if not isinstance(c, FieldMap)
+            }
         )
 
     @property
@@ -111,7 +136,7 @@ class ConditionEmbedding(nn.Module):
             if isinstance(condition, FieldMap):
                 fields.append(_known_field(condition, label, like))
                 continue
-            module = self.labels[_key(condition.name)]
+            module = self.labels[label_key(condition.name)]
             if isinstance(condition, Tokens):
                 if label is not None and label.shape[1]:
                     embedded, present = module(label)
@@ -133,7 +158,7 @@ class ConditionEmbedding(nn.Module):
         )
 
 
-def _key(name: str) -> str:
+def label_key(name: str) -> str:
     """A condition's key in a ModuleDict, which refuses dots and the names of its own methods (a column "values")."""
     return (
         name
