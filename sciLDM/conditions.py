@@ -58,7 +58,7 @@ class Scalar(Condition):
     """A number in the user's units; the network sees `(value - mean) / std`. Labels: `[batch]`.
 
     Attributes:
-        counts: Above 0, it counts something: each of 0, 1, ..., `counts` has a learned vector, read linearly in between,
+        counts: Above 0, it counts something: each of 0, 1, ..., `counts` has a learned vector, read linearly between,
             and what lies outside reads as the nearest. It takes a twentieth of the weights.
     """
 

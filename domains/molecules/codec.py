@@ -14,9 +14,10 @@ from sciLDM.autoencoders import Autoencoder, NoiseBottleneck
 from sciLDM.conditions import Category, Condition, Scalar
 from sciLDM.domain import Codec, Request, broadcast_labels
 from sciLDM.domains.molecules.autoencoder import GraphLogits, MolecularGraphAE
+from sciLDM.domains.molecules.completion import LocationModel, MoleculeRequest, asked_for
 from sciLDM.domains.molecules.decode import decode_molecules
 from sciLDM.domains.molecules.native import read_molecules, write_items
-from sciLDM.domains.molecules.ranges import RangedRequest, draw_targets, outside, read_ranges
+from sciLDM.domains.molecules.ranges import draw_targets, outside, read_ranges
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.domains.molecules.settle import settle, settled_loss
 from sciLDM.domains.molecules.sizes import SizePrior
@@ -98,6 +99,8 @@ class MoleculeCodec(Codec):
         self.vocabulary = Vocabulary.from_dict(state["vocabulary"])
         self.properties = tuple(Property(**p) for p in state["properties"])
         self.sizes = SizePrior.from_dict(state["sizes"])
+        joint = state.get("completion")
+        self.completion = None if joint is None else LocationModel(**joint)
         self.settings = AutoencoderSettings(**state["autoencoder"])
         self.shape = (self.vocabulary.max_atoms,)
         scalars: list[Condition] = [
@@ -120,8 +123,8 @@ class MoleculeCodec(Codec):
         labels = broadcast_labels(
             {name: values.get(name, np.nan) for name in (*values, *ranges)}, count, known
         )
-        u = noise.uniform(ids, (1,), stream=ATOMS).squeeze(1).numpy()
         if atoms is None:
+            u = noise.uniform(ids, (1,), stream=ATOMS).squeeze(1).numpy()
             sizes = self.sizes.draw({k: v.numpy() for k, v in labels.items()}, u)
         else:
             sizes = broadcast_labels({ATOMS: atoms}, count, [ATOMS])[ATOMS].numpy()
@@ -130,10 +133,44 @@ class MoleculeCodec(Codec):
                     f"atoms: expected whole numbers of heavy atoms from 1 to {self.vocabulary.max_atoms}, "
                     f"got {sizes.min():g} to {sizes.max():g}"
                 )
+        sizes, cond = self._completed(sizes, labels, atoms is not None, noise, ids)
         counts = torch.as_tensor(sizes.astype(np.int64))
         mask = torch.arange(self.shape[0])[None] < counts[:, None]
-        request = Request(self.shape, {ATOMS: counts, **labels}, mask, frozenset({ATOMS}))
-        return RangedRequest(**vars(request), ranges=ranges) if ranges else request
+        return MoleculeRequest(self.shape, {ATOMS: counts, **cond}, mask, frozenset({ATOMS}), labels, ranges)
+
+    def _completed(
+        self,
+        sizes: np.ndarray,
+        labels: Mapping[str, Tensor],
+        fixed: bool,
+        noise: NoiseSource,
+        ids: Sequence[int],
+    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """Sizes (unless fixed) and properties of the samples that ask for one; the others stay as they are."""
+        asking = np.zeros(len(sizes), dtype=bool)
+        for label in labels.values():
+            asking |= label.isfinite().numpy()
+        if self.completion is None or not asking.any():
+            return sizes, dict(labels)
+        u = noise.uniform(ids, (1,), stream="completion").squeeze(1).numpy().astype(float)
+        normal = (
+            noise.normal(ids, (len(self.completion.measured),), stream="completion").numpy().astype(float)
+        )
+        drawn, values = self.completion.draw(
+            {name: label.numpy().astype(float)[asking] for name, label in labels.items()},
+            sizes[asking].astype(float) if fixed else np.full(asking.sum(), np.nan),
+            u[asking],
+            normal[asking],
+        )
+        sizes, whole = sizes.copy(), {}
+        sizes[asking] = drawn
+        for p in self.properties:
+            label = labels.get(p.name, torch.full((len(sizes),), torch.nan)).clone()
+            found = label.isnan().numpy()[asking]
+            filled = values[p.name].clip(p.quantiles[0], p.quantiles[-1])
+            label[torch.as_tensor(np.flatnonzero(asking)[found])] = torch.as_tensor(filled[found]).to(label)
+            whole[p.name] = label
+        return sizes, whole
 
     def from_native(self, objects: Any, cond: Mapping[str, Any] | None = None) -> tuple[Any, Request]:
         """Graphs and labels of the user's own molecules; see `native.read_molecules`."""
@@ -142,8 +179,13 @@ class MoleculeCodec(Codec):
     def adapted(self, request: Request) -> dict[str, Any]:
         """The state of a model fine-tuned on these molecules: samples should have their sizes."""
         labels = {p.name: request.cond[p.name].cpu().numpy() for p in self.properties}
-        sizes = self.sizes.refitted(request.cond[ATOMS].cpu().numpy(), labels)
-        return {**self.state, "sizes": sizes.to_dict()}
+        atoms = request.cond[ATOMS].cpu().numpy()
+        joint = None if self.completion is None else LocationModel.fit(atoms, labels, self.properties)
+        return {
+            **self.state,
+            "sizes": self.sizes.refitted(atoms, labels).to_dict(),
+            "completion": None if joint is None else joint.to_dict(),
+        }
 
     def write_items(self, folder: Path, objects: Any, reference: Path | None) -> None:
         """Training molecules of such a model: what it was fine-tuned on, and those known before."""
@@ -163,14 +205,14 @@ class MoleculeCodec(Codec):
         for start in range(0, len(z), 1024):
             part = slice(start, start + 1024)
             decoded += decode_molecules(autoencoder.decode(z[part], request.mask[part]), self.vocabulary)
-        requested = {k: v.numpy() for k, v in request.cond.items() if k != ATOMS}
+        requested, ranges = asked_for(request)
         return MoleculeSamples.build(
             decoded,
             requested,
             descriptors=[p.name for p in self.properties if p.descriptor],
             reference=reference,
             source=self.state["source"],
-            ranges=request.ranges if isinstance(request, RangedRequest) else {},
+            ranges=ranges,
         )
 
     def choose(self, samples: Any, candidates: int) -> MoleculeSamples:

@@ -15,6 +15,7 @@ from sciLDM.domain import Corpus, Progress
 from sciLDM.domains.molecules import sources
 from sciLDM.domains.molecules._textfiles import near_names
 from sciLDM.domains.molecules.codec import ATOMS, AutoencoderSettings, Property
+from sciLDM.domains.molecules.completion import LocationModel
 from sciLDM.domains.molecules.descriptors import DESCRIPTORS, describe
 from sciLDM.domains.molecules.featurise import Featurised, featurise_cached
 from sciLDM.domains.molecules.reference import Reference
@@ -74,6 +75,7 @@ class MoleculeCorpus(Corpus):
         cache: Folder for featurised graphs.
         autoencoder: Autoencoder settings, kept in the state.
         label_dropout: Share of training samples whose label is dropped, per property.
+        complete: Whether requests are completed (`completion`).
         settings: How the table is read and split.
         progress: Told how far the work has come.
 
@@ -90,6 +92,7 @@ class MoleculeCorpus(Corpus):
         cache: Path,
         autoencoder: AutoencoderSettings,
         label_dropout: float,
+        complete: bool,
         settings: DataSettings,
         progress: Progress,
     ) -> None:
@@ -122,11 +125,14 @@ class MoleculeCorpus(Corpus):
         train = self._split["train"]
         properties = [_property(c, self._labels[c][train], descriptor[c]) for c in conditions]
         self.notes = (*read_notes, *_notes(graphs, len(table), self._atoms))
-        prior = SizePrior.fit(self._atoms[train], {c: self._labels[c][train] for c in conditions})
+        known = {c: self._labels[c][train] for c in conditions}
+        prior = SizePrior.fit(self._atoms[train], known)
+        joint = LocationModel.fit(self._atoms[train], known, properties) if complete else None
         self.state = {
             "vocabulary": graphs.vocabulary.to_dict(),
             "properties": [asdict(p) for p in properties],
             "sizes": prior.to_dict(),
+            "completion": None if joint is None else joint.to_dict(),
             "autoencoder": asdict(autoencoder),
             "dropout": label_dropout,
             "source": {
@@ -256,7 +262,7 @@ def _property(name: str, values: np.ndarray, descriptor: bool) -> Property:
         raise DataError(
             f"column {name!r} is constant ({known[0]:g}): nothing to learn; leave it out of `conditions`"
         )
-    whole = bool((known == known.round()).all()) and 0 <= known.min() and known.max() <= _MOST_COUNTED
+    whole = bool((known == known.round()).all()) and known.min() >= 0 and known.max() <= _MOST_COUNTED
     return Property(
         name,
         descriptor,

@@ -25,10 +25,10 @@ from sciLDM.autoencoders import Autoencoder, LatentStats
 from sciLDM.denoiser import Denoiser
 from sciLDM.domain import Request
 from sciLDM.domains.molecules.codec import ATOMS, MoleculeCodec
+from sciLDM.domains.molecules.completion import asked_for
 from sciLDM.domains.molecules.decode import Decoded
 from sciLDM.domains.molecules.design_decode import decode_around, scaffold_likelihood
 from sciLDM.domains.molecules.design_scaffold import Placement, Scaffold, draw_placements
-from sciLDM.domains.molecules.ranges import RangedRequest
 from sciLDM.domains.molecules.samples import MoleculeSamples
 from sciLDM.errors import ConfigError
 from sciLDM.parametrisation import expand
@@ -263,13 +263,14 @@ def _larger(
 def _samples(
     model: Any, codec: MoleculeCodec, scaffold: Scaffold, decoded: list[Decoded], request: Request
 ) -> MoleculeSamples:
+    requested, ranges = asked_for(request)
     made = MoleculeSamples.build(
         decoded,
-        {name: label.numpy() for name, label in request.cond.items() if name != ATOMS},
+        requested,
         descriptors=[p.name for p in codec.properties if p.descriptor],
         reference=model.reference,
         source=codec.state["source"],
-        ranges=request.ranges if isinstance(request, RangedRequest) else {},
+        ranges=ranges,
     )
     made.table["contains"] = [scaffold.is_in(one.mol) for one in decoded]
     made.table["contains_raw"] = [

@@ -28,6 +28,7 @@ class Molecules(Domain):
         autoencoder: Size of the graph autoencoder.
         exact_graph: Smallest share of held-out molecules rebuilt exactly before the denoiser may train.
         label_dropout: Share of training samples whose label is hidden, per property.
+        complete: Draw the properties that a request leaves open from their distribution given those asked for.
         settings: How the table is read and split.
     """
 
@@ -42,6 +43,7 @@ class Molecules(Domain):
         autoencoder: AutoencoderSettings = AutoencoderSettings(),  # noqa: B008 - frozen
         exact_graph: float = 0.99,
         label_dropout: float = 0.2,
+        complete: bool = True,
         settings: DataSettings = DataSettings(),  # noqa: B008 - frozen
     ) -> None:
         if len(set(conditions)) != len(conditions):
@@ -56,6 +58,7 @@ class Molecules(Domain):
             raise ConfigError(f"exact_graph must be in [0, 1], got {exact_graph}")
         self.data, self.conditions = data, tuple(conditions)
         self.autoencoder, self.label_dropout, self.settings = autoencoder, label_dropout, settings
+        self.complete = complete
         self.gate = {"exact_graph": exact_graph}
 
     def prepare(self, cache: Path, progress: Progress) -> Corpus:
@@ -78,6 +81,7 @@ class Molecules(Domain):
             cache=cache,
             autoencoder=self.autoencoder,
             label_dropout=self.label_dropout,
+            complete=self.complete,
             settings=self.settings,
             progress=progress,
         )

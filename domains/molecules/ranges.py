@@ -11,20 +11,18 @@ other: some combinations may not exist, and are then missed. The table says whet
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from sciLDM.domain import Request
 from sciLDM.errors import ConfigError
 from sciLDM.rng import NoiseSource
 
 if TYPE_CHECKING:
     from sciLDM.domains.molecules.codec import Property
 
-__all__ = ["RangedRequest", "Ranges", "draw_targets", "outside", "read_ranges"]
+__all__ = ["Ranges", "draw_targets", "outside", "read_ranges"]
 
 Ranges = Mapping[str, tuple[float, float]]
 """Ends by property; infinite where open."""
@@ -32,14 +30,6 @@ Ranges = Mapping[str, tuple[float, float]]
 _SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _TINY = 1e-6
 """A range with less than this share of the training data holds none."""
-
-
-@final
-@dataclass(frozen=True)
-class RangedRequest(Request):
-    """A request that knows which of its targets stand for ranges."""
-
-    ranges: Ranges = field(default_factory=dict)
 
 
 def read_ranges(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
