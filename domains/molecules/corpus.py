@@ -75,7 +75,6 @@ class MoleculeCorpus(Corpus):
         cache: Folder for featurised graphs.
         autoencoder: Autoencoder settings, kept in the state.
         label_dropout: Share of training samples whose label is dropped, per property.
-        complete: Whether requests are completed (`completion`).
         settings: How the table is read and split.
         progress: Told how far the work has come.
 
@@ -92,7 +91,6 @@ class MoleculeCorpus(Corpus):
         cache: Path,
         autoencoder: AutoencoderSettings,
         label_dropout: float,
-        complete: bool,
         settings: DataSettings,
         progress: Progress,
     ) -> None:
@@ -127,7 +125,7 @@ class MoleculeCorpus(Corpus):
         self.notes = (*read_notes, *_notes(graphs, len(table), self._atoms))
         known = {c: self._labels[c][train] for c in conditions}
         prior = SizePrior.fit(self._atoms[train], known)
-        joint = LocationModel.fit(self._atoms[train], known, properties) if complete else None
+        joint = LocationModel.fit(self._atoms[train], known, properties)
         self.state = {
             "vocabulary": graphs.vocabulary.to_dict(),
             "properties": [asdict(p) for p in properties],

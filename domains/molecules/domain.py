@@ -81,13 +81,12 @@ class Molecules(Domain):
             cache=cache,
             autoencoder=self.autoencoder,
             label_dropout=self.label_dropout,
-            complete=self.complete,
             settings=self.settings,
             progress=progress,
         )
 
     def codec(self, state: Mapping[str, Any]) -> Codec:
-        return MoleculeCodec(state)
+        return MoleculeCodec(state if self.complete else {**state, "completion": None})
 
     def evaluate(self, samples: Any, codec: Codec, reference: Path | None, progress: Progress) -> Evaluation:
         from sciLDM.data.cards import cache_root

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from sciLDM.adapt.decoder import adapt_decoder, rebuilt
-from sciLDM.adapt.folder import own_folder
 from sciLDM.adapt.items import LearnsFromItems, Repeated, adapted_state, digest, latent_data, split
 from sciLDM.adapt.low_rank import add_low_rank, merge_low_rank
 from sciLDM.data.ensemble import model_hash
+from sciLDM.data.own_folder import own_folder
 from sciLDM.data.run_folder import write_json
 from sciLDM.domain import FieldCodec
 from sciLDM.errors import ConfigError, DataError

@@ -11,7 +11,6 @@
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from sciLDM.data.latent_cache import module_hash
+from sciLDM.data.own_folder import own_folder
 from sciLDM.data.run_folder import rank, write_json
 from sciLDM.denoiser import NetDenoiser
 from sciLDM.distill.latents import latents_for
@@ -33,9 +33,7 @@ from sciLDM.training import StageSettings, TrainerSettings, run_stage
 
 __all__ = ["distil", "student_of"]
 
-_ASKED = "asked.json"
 _TAUGHT = ("autoencoder", "denoiser", "guide")
-_MAY_CHANGE = ("max_steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "workers")
 
 
 def distil(
@@ -78,7 +76,7 @@ def distil(
         "teacher": [module_hash(part) for name, part in model.parts.items() if name in _TAUGHT],
         "method": method.name, **asdict(method), "samples": samples, "settings": asdict(settings),
     }  # fmt: skip
-    _claim(folder, asked, say)
+    own_folder(folder, asked, say)
     train, held_out = latents_for(
         model, latents or folder / "latents", samples=samples, seed=settings.seed, progress=progress or _silent,
         say=say,
@@ -149,30 +147,6 @@ def _trainer(model: LatentDiffusion) -> TrainerSettings:
     """One device, the teacher's: it is called at every step."""
     accelerator = {"cuda": "gpu"}.get(model.device.type, model.device.type)
     return replace(model.experiment.trainer, accelerator=accelerator, devices=1, num_nodes=1, strategy="auto")
-
-
-def _claim(folder: Path, asked: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Take the folder for this teacher and these settings, or refuse to mix two."""
-    path, plain = folder / _ASKED, json.loads(json.dumps(asked))
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, expected a folder for the student; choose another --output")
-    if path.exists():
-        if _fixed(json.loads(path.read_text(encoding="utf-8"))) != _fixed(plain):
-            raise ConfigError(
-                f"{folder} holds a student of another teacher, or one made with other settings; choose another "
-                "--output, or remove that folder"
-            )
-        say(f"continuing {folder}")
-    elif folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} exists and is not of `distil`; choose another --output")
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, plain)
-
-
-def _fixed(asked: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {name: value for name, value in asked["settings"].items() if name not in _MAY_CHANGE}
-    return {**asked, "settings": settings}
 
 
 def _list(numbers: tuple[int, ...]) -> str:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sciLDM.data.run_folder import write_json
+from sciLDM.data.run_folder import rank, write_json
 from sciLDM.errors import ConfigError
 
 __all__ = ["own_folder"]
 
 _ASKED = "asked.json"
-_MAY_DIFFER = ("max_steps", "max_minutes", "validate_every", "checkpoint_every")
+_MAY_DIFFER = ("max_steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "workers")
 
 
 def own_folder(folder: Path, asked: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -38,8 +38,9 @@ def own_folder(folder: Path, asked: Mapping[str, Any], say: Callable[[str], None
         say(f"continuing {folder}")
     elif folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} exists and holds something else; choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, plain)
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, plain)
 
 
 def _kept(asked: Any) -> Any:
