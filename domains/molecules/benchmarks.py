@@ -10,6 +10,7 @@ from rdkit import Chem, rdBase
 
 from sciLDM.domains.molecules.bench import Context, MoleculeBenchmark
 from sciLDM.domains.molecules.bench_gdss import Qm9Benchmark, Zinc250kBenchmark
+from sciLDM.domains.molecules.bench_guacamol import GuacamolBenchmark
 from sciLDM.domains.molecules.bench_moses import MosesBenchmark
 from sciLDM.domains.molecules.report import read_samples
 from sciLDM.domains.molecules.samples import MoleculeSamples
@@ -17,7 +18,7 @@ from sciLDM.errors import ConfigError, DataError
 
 __all__ = ["BENCHMARKS", "make_benchmark", "read_generated"]
 
-BENCHMARKS = ("qm9", "zinc250k", "moses")
+BENCHMARKS = ("qm9", "zinc250k", "moses", "guacamol")
 """Names of the benchmarks."""
 
 
@@ -45,6 +46,8 @@ def make_benchmark(
         return Qm9Benchmark(context, run=run, source=source)
     if name == "zinc250k":
         return Zinc250kBenchmark(context, run=run, source=source)
+    if name == "guacamol":
+        return GuacamolBenchmark(context, run=run, source=source)
     raise ConfigError(f"expected a benchmark of molecules ({', '.join(BENCHMARKS)}), got {name!r}")
 
 

@@ -263,7 +263,7 @@ def test_too_few_samples_and_unknown_names(qm9: bench_gdss.Qm9Benchmark) -> None
     with pytest.raises(DataError, match="got 1 valid of 2"):
         qm9.score(samples(["CCO", None]), silent)
     with pytest.raises(ConfigError, match="qm9, zinc250k, moses"):
-        make_benchmark("guacamol")
+        make_benchmark("zinc")
 
 
 def test_a_model_of_other_data_does_not_lend_its_split(
