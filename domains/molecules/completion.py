@@ -9,11 +9,14 @@ distribution in the training set, given those asked for, and the network is aske
 so that where both factors are exact, molecules are distributed as they were without. The second is a location model
 (Olkin & Tate, Annals of Mathematical Statistics 1961, doi:10.1214/aoms/1177705052): each combination of counts (heavy
 atoms, and every property that counts something) that the training set has is a cell with its share of molecules, and
-within a cell the other properties are Gaussian, with a mean and a covariance of their own.
+within a cell the other properties are Gaussian, with a mean and a covariance of their own. Cells of many molecules are
+divided at medians of those properties, as a k-d tree is (Bentley, Communications of the ACM 1975,
+doi:10.1145/361002.361007), since they are not Gaussian there.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -29,10 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["LocationModel", "MoleculeRequest", "asked_for"]
 
 _CELLS = 1024
-"""Combinations of counts that are kept at most, the most frequent ones."""
+"""Cells that are kept at most, the most frequent ones."""
+_BLOCK = 1000
+"""Samples completed at once: memory grows with their number times that of the cells."""
 _FEWEST = 200
 """Fewer molecules with all their labels are not worth a model."""
-_PSEUDO = 10
+_LEAF = 32
+"""Molecules up to which a cell is not divided."""
+_PSEUDO = 4
 """Molecules' worth of the covariance pooled over cells that each cell's own is mixed with."""
 _NEAR = 0.2
 """Standard deviation with which a count that is asked for picks cells: exact where there is one, else the nearest."""
@@ -78,7 +85,7 @@ class LocationModel:
         cells: Heavy atoms, then each counted property, `[cell, 1 + counted]`.
         molecules: How many molecules each cell has.
         means: Of the measured properties, `[cell, measured]`.
-        covariances: Likewise, `[cell, measured, measured]`.
+        covariances: Likewise: lower triangles row by row, `[cell, measured (measured + 1) / 2]`.
     """
 
     counted: Sequence[str]
@@ -86,7 +93,7 @@ class LocationModel:
     cells: Sequence[Sequence[int]]
     molecules: Sequence[int]
     means: Sequence[Sequence[float]]
-    covariances: Sequence[Sequence[Sequence[float]]]
+    covariances: Sequence[Sequence[float]]
 
     @staticmethod
     def fit(
@@ -107,8 +114,10 @@ class LocationModel:
         if len(properties) < 2 or good.sum() < _FEWEST:
             return None
         values, whole = values[good], whole[good].astype(int)
-        cells, of, molecules = np.unique(whole, axis=0, return_inverse=True, return_counts=True)
-        of = of.reshape(-1)
+        _, of = np.unique(whole, axis=0, return_inverse=True)
+        of = _split(of.reshape(-1), values / np.maximum(values.std(axis=0), 1e-12))
+        _, first, molecules = np.unique(of, return_index=True, return_counts=True)
+        cells = whole[first]
         means = np.stack([np.bincount(of, column) / molecules for column in values.T], axis=-1)
         off = values - means[of]
         tiny = np.diag(1e-6 * values.var(axis=0) + 1e-12)
@@ -123,7 +132,7 @@ class LocationModel:
             cells[kept].tolist(),
             molecules[kept].tolist(),
             _short(means[kept]),
-            _short(covariances[kept]),
+            _short(covariances[kept][:, *np.tril_indices(len(measured))]),
         )
 
     def draw(
@@ -146,10 +155,12 @@ class LocationModel:
         values = _columns([wanted.get(name, open_) for name in self.measured], len(u))
         patterns, of = np.unique(np.isfinite(values), axis=0, return_inverse=True)
         for k, known in enumerate(patterns):
-            rows = np.flatnonzero(of.reshape(-1) == k)
-            whole[rows], values[rows] = self._complete(
-                whole[rows], values[rows], known, u[rows], normal[rows]
-            )
+            alike = np.flatnonzero(of.reshape(-1) == k)
+            for start in range(0, len(alike), _BLOCK):
+                rows = alike[start : start + _BLOCK]
+                whole[rows], values[rows] = self._complete(
+                    whole[rows], values[rows], known, u[rows], normal[rows]
+                )
         found = dict(zip(self.counted, whole[:, 1:].T, strict=True)) | dict(
             zip(self.measured, values.T, strict=True)
         )
@@ -159,9 +170,7 @@ class LocationModel:
         self, whole: np.ndarray, values: np.ndarray, known: np.ndarray, u: np.ndarray, normal: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows that leave the same measured properties open."""
-        cells, means, covariances = (
-            np.asarray(x, dtype=float) for x in (self.cells, self.means, self.covariances)
-        )
+        cells, means, covariances = self._arrays
         log_p = np.log(np.asarray(self.molecules, dtype=float))[None].repeat(len(u), axis=0)
         for column in range(cells.shape[1]):
             off = (whole[:, column, None] - cells[None, :, column]) / _NEAR
@@ -169,7 +178,7 @@ class LocationModel:
         root = np.linalg.cholesky(covariances[:, known][:, :, known])
         # What is asked for far outside the data still picks the nearest cell; squares must not overflow.
         off = np.clip(values[:, None, known] - means[None, :, known], -1e100, 1e100)
-        scaled = np.linalg.solve(root[None], off[..., None])[..., 0]
+        scaled = np.einsum("cij, ncj -> nci", np.linalg.inv(root), off)
         log_p -= 0.5 * (scaled**2).sum(axis=-1) + np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=-1)
         p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
         cumulative = np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)
@@ -186,9 +195,47 @@ class LocationModel:
             values[:, ~known] = drawn
         return whole, values
 
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cells, means, whole covariances."""
+        count, size = len(self.cells), len(self.measured)
+        covariances = np.zeros((count, size, size))
+        rows, columns = np.tril_indices(size)
+        lower = np.asarray(self.covariances, dtype=float).reshape(count, -1)
+        covariances[:, rows, columns] = covariances[:, columns, rows] = lower
+        return np.asarray(self.cells, float), np.asarray(self.means, float).reshape(count, size), covariances
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return asdict(self)
+
+
+def _split(of: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Halve groups at the median of the value that is spread most in them, until none has many members.
+
+    Args:
+        of: Group of each row, numbered from 0 without gaps.
+        values: In units of their spread over all rows.
+    """
+    most = max(_LEAF, len(of) // (_CELLS // 2))
+    waiting = [np.flatnonzero(of == k) for k in range(int(of.max()) + 1)]
+    found = np.zeros(len(of), dtype=int)
+    count = 0
+    while waiting:
+        rows = waiting.pop()
+        spread = values[rows].std(axis=0) if values.shape[1] else np.zeros(1)
+        widest = int(spread.argmax())
+        left = (
+            values[rows, widest] < np.median(values[rows, widest])
+            if spread[widest] > 0
+            else np.zeros(len(rows), bool)
+        )
+        if len(rows) <= most or not left.any():
+            found[rows] = count
+            count += 1
+        else:
+            waiting += [rows[left], rows[~left]]
+    return found
 
 
 def _columns(columns: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "count column"]:
@@ -196,9 +243,9 @@ def _columns(columns: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "co
 
 
 def _short(values: np.ndarray) -> list[Any]:
-    """Six digits; they travel as text."""
+    """Five digits; they travel as text."""
     return (
-        np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])(values).tolist()
+        np.vectorize(lambda x: float(f"{x:.5g}"), otypes=[float])(values).tolist()
         if values.size
         else values.tolist()
     )
