@@ -14,7 +14,7 @@ from sciLDM.autoencoders import Autoencoder, NoiseBottleneck
 from sciLDM.conditions import Category, Condition, Scalar
 from sciLDM.domain import Codec, Request, broadcast_labels
 from sciLDM.domains.molecules.autoencoder import GraphLogits, MolecularGraphAE
-from sciLDM.domains.molecules.completion import LocationModel, MoleculeRequest, asked_for
+from sciLDM.domains.molecules.completion import LabelTable, MoleculeRequest, asked_for
 from sciLDM.domains.molecules.decode import decode_molecules
 from sciLDM.domains.molecules.native import read_molecules, write_items
 from sciLDM.domains.molecules.ranges import draw_targets, outside, read_ranges
@@ -100,7 +100,7 @@ class MoleculeCodec(Codec):
         self.properties = tuple(Property(**p) for p in state["properties"])
         self.sizes = SizePrior.from_dict(state["sizes"])
         joint = state.get("completion")
-        self.completion = None if joint is None else LocationModel(**joint)
+        self.completion = None if joint is None else LabelTable(**joint)
         self.settings = AutoencoderSettings(**state["autoencoder"])
         self.shape = (self.vocabulary.max_atoms,)
         scalars: list[Condition] = [
@@ -153,23 +153,17 @@ class MoleculeCodec(Codec):
         if self.completion is None or not asking.any():
             return sizes, dict(labels)
         u = noise.uniform(ids, (1,), stream="completion").squeeze(1).numpy().astype(float)
-        normal = (
-            noise.normal(ids, (len(self.completion.measured),), stream="completion").numpy().astype(float)
-        )
-        drawn, values = self.completion.draw(
-            {name: label.numpy().astype(float)[asking] for name, label in labels.items()},
-            sizes[asking].astype(float) if fixed else np.full(asking.sum(), np.nan),
+        drawn, values = self.completion.complete(
+            {name: label.numpy()[asking] for name, label in labels.items()},
+            sizes[asking] if fixed else np.full(asking.sum(), np.nan),
             u[asking],
-            normal[asking],
         )
         sizes, whole = sizes.copy(), {}
         sizes[asking] = drawn
-        for p in self.properties:
-            label = labels.get(p.name, torch.full((len(sizes),), torch.nan)).clone()
-            found = label.isnan().numpy()[asking]
-            filled = values[p.name].clip(p.quantiles[0], p.quantiles[-1])
-            label[torch.as_tensor(np.flatnonzero(asking)[found])] = torch.as_tensor(filled[found]).to(label)
-            whole[p.name] = label
+        for name, found in values.items():
+            label = labels.get(name, torch.full((len(sizes),), torch.nan)).clone()
+            label[torch.as_tensor(asking)] = torch.as_tensor(found).to(label)
+            whole[name] = label
         return sizes, whole
 
     def from_native(self, objects: Any, cond: Mapping[str, Any] | None = None) -> tuple[Any, Request]:
@@ -180,7 +174,7 @@ class MoleculeCodec(Codec):
         """The state of a model fine-tuned on these molecules: samples should have their sizes."""
         labels = {p.name: request.cond[p.name].cpu().numpy() for p in self.properties}
         atoms = request.cond[ATOMS].cpu().numpy()
-        joint = None if self.completion is None else LocationModel.fit(atoms, labels, self.properties)
+        joint = None if self.completion is None else LabelTable.of(atoms, labels)
         return {
             **self.state,
             "sizes": self.sizes.refitted(atoms, labels).to_dict(),

@@ -15,7 +15,7 @@ from sciLDM.domain import Corpus, Progress
 from sciLDM.domains.molecules import sources
 from sciLDM.domains.molecules._textfiles import near_names
 from sciLDM.domains.molecules.codec import ATOMS, AutoencoderSettings, Property
-from sciLDM.domains.molecules.completion import LocationModel
+from sciLDM.domains.molecules.completion import LabelTable
 from sciLDM.domains.molecules.descriptors import DESCRIPTORS, describe
 from sciLDM.domains.molecules.featurise import Featurised, featurise_cached
 from sciLDM.domains.molecules.reference import Reference
@@ -49,6 +49,9 @@ class DataSettings:
     """Shares of training, validation and test molecules."""
     salt: int = 0
     """Another number gives another split."""
+    complete: bool = True
+    """Draw the properties that a request leaves open as they go with those asked for. The labels (not the molecules) of
+    2,048 training molecules then travel with the weights."""
     workers: int | None = None
     """Processes for featurising; one per core when null."""
 
@@ -125,7 +128,7 @@ class MoleculeCorpus(Corpus):
         self.notes = (*read_notes, *_notes(graphs, len(table), self._atoms))
         known = {c: self._labels[c][train] for c in conditions}
         prior = SizePrior.fit(self._atoms[train], known)
-        joint = LocationModel.fit(self._atoms[train], known, properties)
+        joint = LabelTable.of(self._atoms[train], known) if settings.complete else None
         self.state = {
             "vocabulary": graphs.vocabulary.to_dict(),
             "properties": [asdict(p) for p in properties],

@@ -28,7 +28,6 @@ class Molecules(Domain):
         autoencoder: Size of the graph autoencoder.
         exact_graph: Smallest share of held-out molecules rebuilt exactly before the denoiser may train.
         label_dropout: Share of training samples whose label is hidden, per property.
-        complete: Draw the properties that a request leaves open from their distribution given those asked for.
         settings: How the table is read and split.
     """
 
@@ -43,7 +42,6 @@ class Molecules(Domain):
         autoencoder: AutoencoderSettings = AutoencoderSettings(),  # noqa: B008 - frozen
         exact_graph: float = 0.99,
         label_dropout: float = 0.2,
-        complete: bool = True,
         settings: DataSettings = DataSettings(),  # noqa: B008 - frozen
     ) -> None:
         if len(set(conditions)) != len(conditions):
@@ -58,7 +56,6 @@ class Molecules(Domain):
             raise ConfigError(f"exact_graph must be in [0, 1], got {exact_graph}")
         self.data, self.conditions = data, tuple(conditions)
         self.autoencoder, self.label_dropout, self.settings = autoencoder, label_dropout, settings
-        self.complete = complete
         self.gate = {"exact_graph": exact_graph}
 
     def prepare(self, cache: Path, progress: Progress) -> Corpus:
@@ -86,7 +83,7 @@ class Molecules(Domain):
         )
 
     def codec(self, state: Mapping[str, Any]) -> Codec:
-        return MoleculeCodec(state if self.complete else {**state, "completion": None})
+        return MoleculeCodec(state)
 
     def evaluate(self, samples: Any, codec: Codec, reference: Path | None, progress: Progress) -> Evaluation:
         from sciLDM.data.cards import cache_root
