@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,14 @@ def test_denoiser_of_another_run(done: Path, settings: dict, tmp_path: Path) -> 
     mine = {n: t for n, t in tensors(model).items() if n.startswith("denoiser.net")}
     assert mine
     assert all(torch.allclose(t, theirs[n], atol=1e-6) for n, t in mine.items())
+
+    # With a condition more; here one that counts something, which has a table.
+    more = deepcopy(both)
+    more["domain"]["init_args"]["conditions"] = ["gap", "logP", "rings"]
+    found = tensors(run(more, tmp_path / "more", **rate))
+    added = {n for n in found if n.startswith("denoiser.net")} - set(mine)
+    assert {n.split("labels.")[1] for n in added} == {"rings.null", "rings.embed.table"}
+    assert all(torch.allclose(found[n], t, atol=1e-6) for n, t in mine.items())
 
     with pytest.raises(ConfigError, match="expected autoencoder_from to name the same model, got None"):
         run({**settings, "denoiser_from": str(done)}, tmp_path / "alone")

@@ -23,6 +23,7 @@ def test_aspirin() -> None:
     assert row["MW"] == pytest.approx(9 * 12.011 + 8 * 1.008 + 4 * 15.999, abs=0.01)
     assert row["SA"] == pytest.approx(1.58, abs=0.01)
     assert (row["rings"], row["HBD"], row["HBA"], row["rotatable"]) == (1, 1, 3, 2)
+    assert row["alerts"] == 2  # an ester, and one of a phenol
 
 
 def test_synthetic_accessibility_orders_easy_and_hard() -> None:

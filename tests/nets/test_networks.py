@@ -113,6 +113,7 @@ def _rows(mask: Tensor, sample: int) -> Tensor:
 
 CONDITIONS: dict[str, tuple[Condition, Callable[[Tensor], Tensor]]] = {
     "scalar": (Scalar("c", mean=5.0, std=2.0), lambda bit: 5.0 + 4.0 * bit - 2.0),
+    "count": (Scalar("c", counts=3), lambda bit: 1.0 + bit),
     "vector": (Vector("c", size=3), lambda bit: bit[:, None] * torch.tensor([1.0, -1.0, 0.5])),
     "category": (Category("c", classes=2), lambda bit: bit.long()),
     "tokens": (Tokens("c", size=2), lambda bit: (2 * bit - 1)[:, None, None].expand(-1, 3, 2)),
