@@ -77,12 +77,12 @@ class LabelTable:
 
     Attributes:
         names: Of the properties.
-        rows: Heavy atoms, then each property, `[molecule, 1 + property]`.
+        rows: Heavy atoms, then each property, `[molecule, 1 + property]`; as text, a line for each molecule.
         spreads: Standard deviation of each property over the training split.
     """
 
     names: Sequence[str]
-    rows: Sequence[Sequence[float]]
+    rows: Sequence[str]
     spreads: Sequence[float]
 
     @staticmethod
@@ -100,7 +100,7 @@ class LabelTable:
         if len(table) < _FEWEST:
             return None
         chosen = np.sort(np.random.default_rng(0).permutation(len(table))[:_ROWS])
-        rows = [[float(f"{x:.5g}") for x in row] for row in table[chosen]]  # they travel as text
+        rows = [" ".join(f"{x:.5g}" for x in row) for row in table[chosen]]
         return LabelTable(list(labels), rows, table[:, 1:].std(axis=0).tolist())
 
     def complete(
@@ -118,7 +118,7 @@ class LabelTable:
         """
         open_ = np.full(len(u), np.nan)
         given = np.stack([sizes, *(asked.get(name, open_) for name in self.names)], axis=1).astype(float)
-        table = np.asarray(self.rows)
+        table = np.array([row.split() for row in self.rows], dtype=float)
         for start in range(0, len(given), _BLOCK):
             part = slice(start, start + _BLOCK)
             chosen = table[self._chosen(given[part], table, u[part])]
