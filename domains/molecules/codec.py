@@ -119,7 +119,11 @@ class MoleculeCodec(Codec):
         values, ranges = read_ranges({name: value for name, value in wanted.items() if name != ATOMS})
         atoms = wanted.get(ATOMS)
         known = [ATOMS, *(p.name for p in self.properties)]
-        values |= draw_targets(ranges, self.properties, noise, ids)
+        together = None
+        if self.completion is not None and len(ranges) > 1 and set(ranges) <= set(self.completion.names):
+            u = noise.uniform(ids, (1,), stream="ranges").squeeze(1).numpy().astype(float)
+            together = self.completion.within(ranges, u)
+        values |= draw_targets(ranges, self.properties, noise, ids) if together is None else together
         labels = broadcast_labels(
             {name: values.get(name, np.nan) for name in (*values, *ranges)}, count, known
         )

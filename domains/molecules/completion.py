@@ -118,12 +118,38 @@ class LabelTable:
         """
         open_ = np.full(len(u), np.nan)
         given = np.stack([sizes, *(asked.get(name, open_) for name in self.names)], axis=1).astype(float)
-        table = np.array([row.split() for row in self.rows], dtype=float)
+        table = self._table
         for start in range(0, len(given), _BLOCK):
             part = slice(start, start + _BLOCK)
             chosen = table[self._chosen(given[part], table, u[part])]
             given[part] = np.where(np.isfinite(given[part]), given[part], chosen)
         return given[:, 0], dict(zip(self.names, given[:, 1:].T, strict=True))
+
+    def within(
+        self, ranges: Ranges, u: Float[np.ndarray, " batch"]
+    ) -> dict[str, Float[np.ndarray, " batch"]] | None:
+        """Targets inside several ranges that exist together, as often as molecules have them.
+
+        Args:
+            ranges: Of properties that the table has.
+            u: Uniform numbers in (0, 1), which choose molecules.
+
+        Returns:
+            Values by property, or None where fewer than 8 of these molecules lie in all ranges.
+        """
+        table = self._table[:, 1:]
+        columns = {name: table[:, self.names.index(name)] for name in ranges}
+        inside = np.ones(len(table), dtype=bool)
+        for name, (low, high) in ranges.items():
+            inside &= (columns[name] >= low) & (columns[name] <= high)
+        if inside.sum() < _EFFECTIVE:
+            return None
+        chosen = np.flatnonzero(inside)[np.minimum((u * inside.sum()).astype(int), inside.sum() - 1)]
+        return {name: column[chosen] for name, column in columns.items()}
+
+    @property
+    def _table(self) -> Float[np.ndarray, "molecule column"]:
+        return np.array([row.split() for row in self.rows], dtype=float)
 
     def _chosen(self, given: np.ndarray, table: np.ndarray, u: np.ndarray) -> np.ndarray:
         """A row for each sample."""

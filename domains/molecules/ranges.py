@@ -6,8 +6,9 @@ distribution inside it: with `F` its cumulative distribution and `u` uniform,
     c = F^-1(F(low) + u (F(high) - F(low))).
 
 `F` is linear between the quantiles that travel with the weights (0, 5, 25, 50, 75, 95 and 100 %). Where a range holds
-none of the training data, targets are spread evenly over it. Targets of several ranges are drawn independently of each
-other: some combinations may not exist, and are then missed. The table says whether a sample lies in its range.
+none of the training data, targets are spread evenly over it. Targets of several ranges are those of training molecules
+inside all of them (`completion`); where too few are known, they are drawn independently of each other: some
+combinations may not exist, and are then missed. The table says whether a sample lies in its range.
 """
 
 from collections.abc import Mapping, Sequence

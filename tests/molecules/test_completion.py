@@ -69,6 +69,18 @@ def test_impossible_and_far_requests_get_several_of_the_nearest(labels: LabelTab
     assert len(np.unique(rare)) >= 5
 
 
+def test_several_ranges_are_met_by_molecules_that_have_all_of_it(labels: LabelTable) -> None:
+    u = np.random.default_rng(2).random(4000)
+    found = labels.within({"x": (-1.0, 2.0), "y": (0.5, np.inf)}, u)
+    assert found is not None
+    assert found["x"].min() >= -1.0
+    assert found["y"].min() >= 0.5
+    # Of molecules with y above 0.5 nearly all have x near -1 or near 2; drawn alone, x would lie anywhere.
+    kinds = np.abs(np.abs(found["x"]) - np.abs(found["y"]))
+    assert kinds.max() < 1.3
+    assert labels.within({"x": (-1.0, -0.9), "y": (-3.0, -1.0)}, u) is None
+
+
 def test_too_little_to_draw_from(data: tuple) -> None:
     sizes, labels = data
     assert LabelTable.of(sizes, {"x": labels["x"]}) is None
