@@ -196,7 +196,7 @@ def test_decorated_molecules_contain_the_scaffold(model: Any) -> None:
     assert found["smiles"].notna().all()
     scaffold = Scaffold("*C1CC1")
     assert all(scaffold.is_in(Chem.MolFromSmiles(s)) for s in found["smiles"])
-    # Insisting on the scaffold is steep where the decoder decides: rounding, which depends on the batch, may tip a molecule.
+    # Insisting on a scaffold is steep where the decoder decides: rounding, other in other batches, may tip a molecule.
     alone = decorate(model, "*C1CC1", 12, batch_size=2, **asked).table
     assert (alone["smiles"] == found["smiles"]).sum() >= 10
     clamped = decorate(model, "*C1CC1", 12, insist=0, **asked).table
