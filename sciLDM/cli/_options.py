@@ -173,7 +173,8 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
 def _bench(p: argparse.ArgumentParser) -> None:
     p.usage = "scildm bench NAME RUN [-n N] [--steps N] [--output FOLDER]"
     p.epilog = (
-        "NAME: qm9, zinc250k (GDSS protocol, 10,000 molecules) or moses (30,000; see datasets/moses_metrics).\n"
+        "NAME: qm9, zinc250k (GDSS protocol, 10,000 molecules), moses (30,000; see datasets/moses_metrics)\n"
+        "or guacamol (10,000, against what the model was trained on).\n"
         "Results of one model with other settings (say --steps 4) are kept and printed side by side."
     )
     p.add_argument("benchmark", metavar="NAME", help="name of the benchmark")
