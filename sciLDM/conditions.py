@@ -59,7 +59,7 @@ class Scalar(Condition):
 
     Attributes:
         counts: Above 0, it counts something: each of 0, 1, ..., `counts` has a learned vector, read linearly between,
-            and what lies outside reads as the nearest. It takes a twentieth of the weights.
+            and what lies outside reads as the nearest.
     """
 
     dropout: float = 0.15

@@ -61,6 +61,11 @@ class Context:
 class MoleculeBenchmark(ABC):
     """A protocol on known data. Write `reference` and `measure`.
 
+    Args:
+        context: How scores are computed.
+        run: Folder with the training and test molecules of the scored model, for protocols that use its own.
+        source: `source` of its codec's state, which names the split of shipped weights.
+
     Attributes:
         name: As on the command line.
         samples: Of the protocol.
@@ -77,8 +82,14 @@ class MoleculeBenchmark(ABC):
     published: ClassVar[Sequence[Published]]
     notes: Sequence[str] = ()
 
-    def __init__(self, context: Context = Context()) -> None:
-        self.context = context
+    def __init__(
+        self,
+        context: Context = Context(),
+        *,
+        run: Path | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.context, self.run, self.source = context, run, source
         self._train: list[str] = []
         self._test: list[str] = []
 

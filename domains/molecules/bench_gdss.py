@@ -52,33 +52,17 @@ _SPLIT = (
 
 
 class _Gdss(MoleculeBenchmark):
-    """Shared by both data sets.
-
-    Args:
-        context: How scores are computed.
-        run: Folder with the training and test molecules of a run on this data set; the default split when None.
-        source: `source` of its codec's state, which names the split of shipped weights.
-    """
+    """Shared by both data sets."""
 
     samples = 10_000
     unique_at: ClassVar[Sequence[int | None]] = (None,)
     metrics = _METRICS
     tables: ClassVar[Mapping[str, Sequence[str]]] = _TABLES
 
-    def __init__(
-        self,
-        context: Context = Context(),  # noqa: B008 - frozen
-        *,
-        run: Path | None = None,
-        source: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(context)
-        self._run, self._source = run, source
-
     def split(self) -> Reference:
         """Training and test molecules of the scored model."""
         chemnet_version()  # absent weights are said now
-        return _own_split(self.name, self._run, self._source)
+        return _own_split(self.name, self.run, self.source)
 
     def measure(self, valid: list[str], progress: Progress) -> dict[str, float]:
         self.prepare()

@@ -13,7 +13,6 @@ Source: Brown, Fiscato, Segler & Vaucher, J. Chem. Inf. Model. 59, 1096 (2019), 
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -25,10 +24,10 @@ from scipy.stats import entropy, gaussian_kde
 
 from sciLDM.domain import Progress
 from sciLDM.domains.molecules._parallel import CHUNK, parallel_map
-from sciLDM.domains.molecules.bench import Context, Metric, MoleculeBenchmark
+from sciLDM.domains.molecules.bench import Metric, MoleculeBenchmark
 from sciLDM.domains.molecules.bench_published import GUACAMOL, Published
 from sciLDM.domains.molecules.fcd import chemnet_version, fcd_statistics, frechet_chemnet_distance
-from sciLDM.domains.molecules.neighbours import morgan_words
+from sciLDM.domains.molecules.neighbours import morgan_words, tanimoto_blocks
 from sciLDM.domains.molecules.reference import find_reference
 from sciLDM.errors import DataError
 
@@ -37,18 +36,12 @@ __all__ = ["GuacamolBenchmark", "divergences", "nearest_similarities"]
 _CONTINUOUS = ("BertzCT", "MolLogP", "MolWt", "TPSA")
 _COUNTS = ("NumHAcceptors", "NumHDonors", "NumRotatableBonds", "NumAliphaticRings", "NumAromaticRings")
 _POINTS, _BINS, _TINY = 1000, 10, 1e-10
-_BITS, _BLOCK = 4096, 2000
+_BITS = 4096
 
 
 @final
 class GuacamolBenchmark(MoleculeBenchmark):
-    """GuacaMol's distribution learning, for any training set.
-
-    Args:
-        context: How scores are computed.
-        run: Folder with the training and test molecules of the scored model.
-        source: `source` of its codec's state, which names the data of shipped weights.
-    """
+    """GuacaMol's distribution learning, for any training set."""
 
     name = "guacamol"
     samples = 10_000
@@ -66,23 +59,10 @@ class GuacamolBenchmark(MoleculeBenchmark):
         "with a model that was trained on it alone",
     )
 
-    def __init__(
-        self,
-        context: Context = Context(),  # noqa: B008 - frozen
-        *,
-        run: Path | None = None,
-        source: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(context)
-        self._run, self._source = run, source
-
     def reference(self) -> tuple[list[str], list[str]]:
         chemnet_version()  # absent weights are said now
-        found = (
-            None
-            if self._source is None and self._run is None
-            else find_reference(self._run, self._source or {})
-        )
+        nothing = self.run is None and self.source is None
+        found = None if nothing else find_reference(self.run, self.source or {})
         if found is None:
             raise DataError(
                 "guacamol: expected a model whose training molecules are at hand (a run folder, or shipped weights "
@@ -137,16 +117,11 @@ def divergences(
 def nearest_similarities(smiles: Sequence[str], *, workers: int | None = 1) -> Float[ndarray, " molecule"]:
     """Tanimoto similarity of each molecule to the nearest other one (Morgan bits, radius 2, 4,096 of them)."""
     words, _ = morgan_words(smiles, radius=2, n_bits=_BITS, n_jobs=workers)
-    bits = np.unpackbits(words.view(np.uint8), axis=1).astype(np.float32)
-    size = bits.sum(axis=1)
-    best = np.zeros(len(bits))
-    for start in range(0, len(bits), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        common = bits[part] @ bits.T
-        similarity = common / np.maximum(size[part, None] + size[None, :] - common, 1.0)
+    best = np.zeros(len(words))
+    for start, similarity in tanimoto_blocks(words):
         rows = np.arange(len(similarity))
         similarity[rows, start + rows] = 0.0
-        best[part] = similarity.max(axis=1)
+        best[start + rows] = similarity.max(axis=1)
     return best
 
 

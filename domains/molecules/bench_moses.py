@@ -27,7 +27,7 @@ from sciLDM.domains.molecules.bench_filters import MosesFilters
 from sciLDM.domains.molecules.bench_published import MOSES, Published
 from sciLDM.domains.molecules.bench_reference import MosesReference, moses_reference
 from sciLDM.domains.molecules.fcd import chemnet_version, fcd_statistics, frechet_chemnet_distance
-from sciLDM.domains.molecules.neighbours import morgan_words
+from sciLDM.domains.molecules.neighbours import morgan_words, tanimoto_blocks
 from sciLDM.domains.molecules.scaffolds import cosine_similarity
 
 __all__ = ["MosesBenchmark", "internal_diversities", "moses_metrics"]
@@ -63,11 +63,8 @@ class MosesBenchmark(MoleculeBenchmark):
         "MOSES, against the scaffold test set (TestSF)": ("FCD/TestSF", "SNN/TestSF", "Frag/TestSF", "Scaf/TestSF"),
     }  # fmt: skip
     published: ClassVar[Sequence[Published]] = MOSES
-
-    def __init__(self, context: Context = Context()) -> None:  # noqa: B008 - frozen
-        super().__init__(context)
-        self._references: list[MosesReference] = []
-        self._filters: MosesFilters | None = None
+    _references: Sequence[MosesReference] = ()
+    _filters: MosesFilters | None = None
 
     def reference(self) -> tuple[list[str], list[str]]:
         chemnet_version()
@@ -126,14 +123,8 @@ def internal_diversities(
         words: As `morgan_words` gives them.
         block: Molecules compared with all others at once; does not change the result beyond rounding.
     """
-    # Counts of common bits are integers below 2**24, hence exact in single precision.
-    bits = np.unpackbits(words.view(np.uint8), axis=1).astype(np.float32)
-    sizes = bits.sum(axis=1)
-    first, second = np.empty(len(bits)), np.empty(len(bits))
-    for start in range(0, len(bits), block):
-        part = slice(start, start + block)
-        common = bits[part] @ bits.T
-        tanimoto = common / np.maximum(sizes[part, None] + sizes[None, :] - common, 1.0)
-        first[part] = tanimoto.mean(axis=1, dtype=np.float64)
-        second[part] = np.sqrt(np.square(tanimoto, out=tanimoto).mean(axis=1, dtype=np.float64))
-    return float(1.0 - first.mean()), float(1.0 - second.mean())
+    first, second = [], []
+    for _, tanimoto in tanimoto_blocks(words, block):
+        first.append(tanimoto.mean(axis=1, dtype=np.float64))
+        second.append(np.sqrt(np.square(tanimoto, out=tanimoto).mean(axis=1, dtype=np.float64)))
+    return float(1.0 - np.concatenate(first).mean()), float(1.0 - np.concatenate(second).mean())

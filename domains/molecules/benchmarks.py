@@ -18,8 +18,10 @@ from sciLDM.errors import ConfigError, DataError
 
 __all__ = ["BENCHMARKS", "make_benchmark", "read_generated"]
 
-BENCHMARKS = ("qm9", "zinc250k", "moses", "guacamol")
-"""Names of the benchmarks."""
+BENCHMARKS: Mapping[str, type[MoleculeBenchmark]] = {
+    b.name: b for b in (Qm9Benchmark, Zinc250kBenchmark, MosesBenchmark, GuacamolBenchmark)
+}
+"""The benchmarks by name."""
 
 
 def make_benchmark(
@@ -40,15 +42,9 @@ def make_benchmark(
     Raises:
         ConfigError: An unknown name.
     """
-    if name == "moses":
-        return MosesBenchmark(context)
-    if name == "qm9":
-        return Qm9Benchmark(context, run=run, source=source)
-    if name == "zinc250k":
-        return Zinc250kBenchmark(context, run=run, source=source)
-    if name == "guacamol":
-        return GuacamolBenchmark(context, run=run, source=source)
-    raise ConfigError(f"expected a benchmark of molecules ({', '.join(BENCHMARKS)}), got {name!r}")
+    if name not in BENCHMARKS:
+        raise ConfigError(f"expected a benchmark of molecules ({', '.join(BENCHMARKS)}), got {name!r}")
+    return BENCHMARKS[name](context, run=run, source=source)
 
 
 def read_generated(path: Path) -> MoleculeSamples:

@@ -30,7 +30,7 @@ from sciLDM.domains.molecules._descriptors import (
 from sciLDM.domains.molecules._evaluation import Evaluation, MetricRow, package_versions
 from sciLDM.domains.molecules._parallel import CHUNK, Progress, parallel_map
 from sciLDM.domains.molecules.fcd import chemnet_version, fcd_statistics, frechet_chemnet_distance
-from sciLDM.domains.molecules.neighbours import FingerprintIndex, morgan_words
+from sciLDM.domains.molecules.neighbours import FingerprintIndex, morgan_words, tanimoto_blocks
 from sciLDM.domains.molecules.nspdk import nspdk_mean, nspdk_mmd
 from sciLDM.domains.molecules.scaffolds import cosine_similarity, scaffold_novelty
 from sciLDM.errors import ConfigError, DataError
@@ -99,16 +99,11 @@ def _diversity(words: np.ndarray, p: int, chunk_size: int = 1024) -> float:
         raise ConfigError(f"Expected p = 1 or 2 and chunk_size >= 1, got {p} and {chunk_size}.")
     if len(words) == 0:
         return math.nan
-    # Counts of common bits are integers below 2**24, hence exact in single precision.
-    bits = np.unpackbits(words.view(np.uint8), axis=1).astype(np.float32)
-    sizes = bits.sum(axis=1)
-    means = np.empty(len(bits))
-    for start in range(0, len(bits), chunk_size):
-        part = slice(start, start + chunk_size)
-        common = bits[part] @ bits.T
-        tanimoto = common / np.maximum(sizes[part, None] + sizes[None, :] - common, 1.0)
-        means[part] = (tanimoto**p).mean(axis=1, dtype=np.float64) ** (1.0 / p)
-    return float(1.0 - means.mean())
+    means = [
+        (tanimoto**p).mean(axis=1, dtype=np.float64) ** (1.0 / p)
+        for _, tanimoto in tanimoto_blocks(words, chunk_size)
+    ]
+    return float(1.0 - np.concatenate(means).mean())
 
 
 def snn(generated: Sequence[str | None], reference: Sequence[str | None] | FingerprintIndex) -> float:

@@ -13,13 +13,13 @@ Baldi, "Bounds and algorithms for fast exact searches of chemical fingerprints",
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, UInt64
+from jaxtyping import Bool, Float32, UInt64
 from numpy import ndarray
 from rdkit import Chem, DataStructs, rdBase
 from rdkit.Chem import rdFingerprintGenerator
@@ -28,7 +28,7 @@ from sciLDM.domains.molecules._parallel import CHUNK, Progress, parallel_map
 from sciLDM.domains.molecules.graphs import write_npz
 from sciLDM.errors import ArtefactError, ConfigError, DataError
 
-__all__ = ["FingerprintIndex", "morgan_words", "nearest"]
+__all__ = ["FingerprintIndex", "morgan_words", "nearest", "tanimoto_blocks"]
 
 _FORMAT = 1
 
@@ -60,6 +60,19 @@ def morgan_words(
     if not parts:
         return np.zeros((0, n_bits // 64), dtype=np.uint64), np.zeros(0, dtype=bool)
     return np.concatenate([words for words, _ in parts]), np.concatenate([valid for _, valid in parts])
+
+
+def tanimoto_blocks(
+    words: UInt64[ndarray, "molecules words"], size: int = 1024
+) -> Iterator[tuple[int, Float32[ndarray, "block molecules"]]]:
+    """Similarities of all fingerprints to all, some rows at a time: the first row's number, and the rows."""
+    # Counts of common bits are integers below 2**24, hence exact in single precision.
+    bits = np.unpackbits(words.view(np.uint8), axis=1).astype(np.float32)
+    count = bits.sum(axis=1)
+    for start in range(0, len(bits), size):
+        part = slice(start, start + size)
+        common = bits[part] @ bits.T
+        yield start, common / np.maximum(count[part, None] + count[None, :] - common, 1.0)
 
 
 def _pack_chunk(smiles: Sequence[str | None], radius: int, n_bits: int) -> tuple[ndarray, ndarray]:
